@@ -1,0 +1,61 @@
+"""Settings of discovery, and how every package reads its own: environment in, checked values out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from discovery.durations import parse_duration
+from discovery.errors import ConfigError
+
+PREFIX = "LICTOR_"
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""Seconds, written as a number or in Go's syntax (`30s`, `5m`, `7d`)."""
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = BeforeValidator(_split)
+"""Reads `a,b` into a sequence."""
+
+RegistryName = Literal["consul", "push"]
+
+
+class DiscoverySettings(BaseSettings):
+    """Which registries are followed, and what makes a service a module.
+
+    Each field is read from the environment variable `LICTOR_` plus its name in capitals.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    registries: Annotated[tuple[RegistryName, ...], NoDecode, CommaSeparated] = Field(
+        default=("consul", "push"),
+        min_length=1,
+        description="The registries that are followed, separated by commas: `consul`, `push`.",
+    )
+    module_tag: str = Field(
+        default="module", min_length=1, description="The tag that makes a Consul service a module."
+    )
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Settings from the environment, `overrides` winning.
+
+        Raises ConfigError with every fault, each beginning with its variable's name.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as exc:
+            raise ConfigError([_fault(dict(error)) for error in exc.errors()]) from exc
+
+
+def _fault(error: dict[str, Any]) -> str:
+    name = PREFIX + str(error["loc"][0]).upper() if error["loc"] else "settings"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + (f" (got {error['input']!r})" if error["loc"] else "")

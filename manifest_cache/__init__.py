@@ -1,0 +1,1 @@
+"""Keeps what modules say of themselves: changes in, SQL tables out."""

@@ -1,0 +1,1 @@
+"""Serves what the cache holds: SQL tables in, HTTP and terminal out."""
