@@ -1,0 +1,389 @@
+"""Each kind of change in a real Consul, and what the watcher tells of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.base import Change, Health, Lost, ServiceInstance
+from discovery.consul import READERS, ConsulWatcher, Mirror
+from discovery.consul_client import Call, ConsulClient
+from discovery.consul_config import ConsulConfig
+from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
+from tests.manifest_server import Behaviour, ManifestServer, answer, reset, silence
+from tests.watching import Watching
+
+
+@pytest.fixture
+def name() -> str:
+    return f"watched-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def client(consul: RunningConsul) -> Iterator[ConsulClient]:
+    with consul.client() as client:
+        yield client
+
+
+@pytest.fixture
+def watching(consul: RunningConsul) -> Iterator[Watching]:
+    with Watching(ConsulWatcher(consul.config())) as watching:
+        eventually(lambda: watching.updates)
+        yield watching
+
+
+def definition(name: str, id_: str = "", **fields: Any) -> dict[str, Any]:
+    return {"Name": name, "ID": id_ or name, "Address": "127.0.0.1", "Port": 80, "Tags": ["module"], **fields}
+
+
+def ttl(check_id: str, status: str = "passing") -> dict[str, Any]:
+    return {"CheckID": check_id, "TTL": "10m", "Status": status}
+
+
+def catalog(name: str, node: str, id_: str = "", **fields: Any) -> Call[Any]:
+    service = {"Service": name, "ID": id_ or name, "Tags": ["module"], "Port": 80, **fields}
+    return put_json("/v1/catalog/register", {"Node": node, "Address": "127.0.0.9", "Service": service})
+
+
+def gone_from_catalog(node: str) -> Call[Any]:
+    return put_json("/v1/catalog/deregister", {"Node": node})
+
+
+def health_is(watching: Watching, name: str, id_: str, health: Health) -> None:
+    eventually(lambda: watching.of(name).get(id_) and watching.of(name)[id_].health == health)
+
+
+def test_the_first_word_is_complete(consul: RunningConsul, client: ConsulClient, name: str) -> None:
+    client.register(definition(name))
+    client.register(definition(f"{name}-other", Tags=["web"]))
+    with Watching(ConsulWatcher(consul.config())) as watching:
+        eventually(lambda: watching.updates)
+        first = watching.updates[0]
+        assert isinstance(first, Change)
+        assert first.complete
+        assert first.source == "consul"
+        assert list(watching.of(name)) == [name]
+        assert not watching.of(f"{name}-other"), "without the tag it is no module"
+
+
+def test_an_instance_comes_and_goes(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Meta={"scheme": "https", "k": "v"}, Tags=["module", "web"]))
+    told = eventually(lambda: watching.of(name).get(name))
+    assert told == ServiceInstance(
+        module=name,
+        id=name,
+        address="127.0.0.1",
+        port=80,
+        scheme="https",
+        node=told.node,
+        datacenter="dc1",
+        tags=("module", "web"),
+        meta={"scheme": "https", "k": "v"},
+    )
+    assert told.node
+    client.deregister(name)
+    eventually(lambda: not watching.of(name))
+
+
+def test_a_second_instance_with_and_without_checks(
+    client: ConsulClient, watching: Watching, name: str
+) -> None:
+    for id_, fields in {"one": {}, "two": {}, "three": {"Check": ttl(f"{name}-three")}}.items():
+        client.register(definition(name, f"{name}-{id_}", **fields))
+        eventually(lambda id_=id_: f"{name}-{id_}" in watching.of(name))
+    for left, id_ in ((2, "one"), (1, "three"), (0, "two")):
+        client.deregister(f"{name}-{id_}")
+        eventually(lambda left=left: len(watching.of(name)) == left)
+
+
+def test_a_check_turns(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Check=ttl(name)))
+    health_is(watching, name, name, Health.PASSING)
+    for turn, health in (
+        (client.warn_check, Health.WARNING),
+        (client.fail_check, Health.CRITICAL),
+        (client.pass_check, Health.PASSING),
+        (client.fail_check, Health.CRITICAL),
+        (client.warn_check, Health.WARNING),
+        (client.pass_check, Health.PASSING),
+    ):
+        turn(name)
+        health_is(watching, name, name, health)
+
+
+def test_the_worst_of_several_checks_counts(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Checks=[ttl(f"{name}-a"), ttl(f"{name}-b", "warning")]))
+    health_is(watching, name, name, Health.WARNING)
+    client.fail_check(f"{name}-a")
+    health_is(watching, name, name, Health.CRITICAL)
+    client.pass_check(f"{name}-a")
+    health_is(watching, name, name, Health.WARNING)
+
+
+def test_registered_unwell(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Check=ttl(name, "critical")))
+    health_is(watching, name, name, Health.CRITICAL)
+    assert {told.health for told in watching.told_of(name)} == {Health.CRITICAL}, "never once told as well"
+
+
+def test_maintenance_of_an_instance(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name))
+    health_is(watching, name, name, Health.PASSING)
+    client.set_maintenance(name, True, "upgrade")
+    health_is(watching, name, name, Health.MAINTENANCE)
+    client.set_maintenance(name, False)
+    health_is(watching, name, name, Health.PASSING)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"Address": "127.0.0.2"}, id="address"),
+        pytest.param({"Port": 81}, id="port"),
+        pytest.param({"Meta": {"k": "v"}}, id="meta"),
+        pytest.param({"Tags": ["module", "x"]}, id="tags"),
+    ],
+)
+@pytest.mark.parametrize("checked", [True, False], ids=["with a check", "without checks"])
+def test_an_altered_registration(
+    client: ConsulClient, watching: Watching, name: str, fields: dict[str, Any], checked: bool
+) -> None:
+    checks = {"Check": ttl(name)} if checked else {}
+    client.register(definition(name, **checks))
+    client.register(definition(name, f"{name}-beside", **({"Check": ttl(f"{name}-b")} if checked else {})))
+    eventually(lambda: len(watching.of(name)) == 2)
+    before = watching.of(name)[name]
+    client.register(definition(name, **(checks | fields)))
+    eventually(lambda: watching.of(name)[name] != before)
+    after = watching.of(name)[name]
+    (field,) = fields
+    told = {"Address": after.address, "Port": after.port, "Meta": after.meta, "Tags": list(after.tags)}
+    assert told[field] == fields[field]
+
+
+def test_the_tag_makes_and_unmakes_a_module(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Tags=[]))
+    client.register(definition(f"{name}-marker"))
+    eventually(lambda: watching.of(f"{name}-marker"))
+    assert not watching.of(name)
+    client.register(definition(name))
+    eventually(lambda: watching.of(name))
+    client.register(definition(name, Tags=["web"]))
+    eventually(lambda: not watching.of(name))
+
+
+def test_one_instance_of_two_loses_the_tag(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, f"{name}-1"))
+    client.register(definition(name, f"{name}-2"))
+    eventually(lambda: len(watching.of(name)) == 2)
+    client.register(definition(name, f"{name}-2", Tags=[]))
+    eventually(lambda: list(watching.of(name)) == [f"{name}-1"])
+
+
+def test_a_rename_with_the_same_id(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, "same"))
+    eventually(lambda: watching.of(name))
+    client.register(definition(f"{name}-new", "same"))
+    eventually(lambda: watching.of(f"{name}-new") and not watching.of(name))
+    client.deregister("same")
+
+
+def test_one_id_on_two_external_nodes(client: ConsulClient, watching: Watching, name: str) -> None:
+    nodes = [f"{name}-a", f"{name}-b"]
+    for node in nodes:
+        client.send(catalog(name, node))
+    eventually(lambda: {key.node for key in watching.instances if key.module == name} == set(nodes))
+    client.send(gone_from_catalog(nodes[0]))
+    eventually(lambda: {key.node for key in watching.instances if key.module == name} == {nodes[1]})
+    client.send(gone_from_catalog(nodes[1]))
+    eventually(lambda: not watching.of(name))
+
+
+def test_without_an_address_the_nodes_counts(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.send(catalog(name, f"{name}-node"))
+    told = eventually(lambda: watching.of(name).get(name))
+    assert told.address == "127.0.0.9"
+    client.send(gone_from_catalog(f"{name}-node"))
+
+
+def test_a_nodes_check_counts_for_all_its_instances(
+    client: ConsulClient, watching: Watching, name: str
+) -> None:
+    node = f"{name}-node"
+    for id_ in ("a", "b"):
+        client.send(catalog(name, node, id_))
+    eventually(lambda: len(watching.of(name)) == 2)
+    for status in (Health.CRITICAL, Health.WARNING, Health.PASSING):
+        check = {"Node": node, "CheckID": "disk", "Name": "disk", "Status": status}
+        client.send(put_json("/v1/catalog/register", {"Node": node, "Address": "127.0.0.9", "Check": check}))
+        for id_ in ("a", "b"):
+            health_is(watching, name, id_, status)
+    client.send(gone_from_catalog(node))
+
+
+def test_only_the_output_of_a_check(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Check=ttl(name)))
+    health_is(watching, name, name, Health.PASSING)
+    told = len(watching.told_of(name))
+    for number in range(5):
+        client.pass_check(name, f"note {number}")
+    client.register(definition(f"{name}-marker"))
+    eventually(lambda: watching.of(f"{name}-marker"))
+    assert len(watching.told_of(name)) == told
+
+
+def test_ipv6_no_port_and_odd_names(client: ConsulClient, watching: Watching, name: str) -> None:
+    odd = f"{name} ü/%2F?#"
+    client.register(definition(odd, "id with / and ?", Address="::1", Port=0))
+    told = eventually(lambda: watching.of(odd).get("id with / and ?"))
+    assert (told.address, told.port) == ("::1", 0)
+    client.deregister("id with / and ?")
+    eventually(lambda: not watching.of(odd))
+
+
+def test_sidecar_proxies_are_no_instances(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.register(definition(name, Connect={"SidecarService": {}}))
+    eventually(lambda: name in watching.of(name))
+    client.register(definition(f"{name}-marker"))
+    eventually(lambda: watching.of(f"{name}-marker"))
+    assert not watching.of(f"{name}-sidecar-proxy")
+    client.deregister(name)
+
+
+def test_a_consul_that_comes_later(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server()
+    server.kill()
+    with Watching(ConsulWatcher(server.config())) as watching:
+        eventually(lambda: watching.updates)
+        first = watching.updates[0]
+        assert isinstance(first, Lost)
+        assert server.http_addr in first.reason
+        server.start()
+        eventually(lambda: isinstance(watching.updates[-1], Change))
+
+
+def test_a_consul_that_forgot_is_told_as_it_is(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server()
+    with server.client() as client:
+        client.register(definition(name))
+        with Watching(ConsulWatcher(server.config())) as watching:
+            eventually(lambda: watching.of(name))
+            server.restart()
+            eventually(lambda: not watching.of(name))
+            client.register(definition(name))
+            eventually(lambda: watching.of(name))
+            assert any(isinstance(update, Lost) for update in watching.updates)
+
+
+def test_a_watch_without_rights_is_refused(consul_server: Callable[..., ConsulServer]) -> None:
+    server = consul_server(acl=True)
+    with Watching(ConsulWatcher(server.config(token="nobody-knows-this"))) as watching:
+        eventually(lambda: watching.updates)
+        first = watching.updates[0]
+        assert isinstance(first, Lost)
+        assert "token" in first.reason
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(answer("Permission denied", status="403 Forbidden"), id="403"),
+        pytest.param(answer("slow down", status="429 Too Many Requests"), id="429"),
+        pytest.param(answer("No cluster leader", status="500 Internal Server Error"), id="500"),
+        pytest.param(answer("{broken", headers={"X-Consul-Index": "7"}), id="broken JSON"),
+        pytest.param(answer(""), id="an empty answer"),
+        pytest.param(reset, id="a broken connection"),
+        pytest.param(silence, id="no answer at all"),
+    ],
+)
+def test_answers_that_cannot_be_used(behaviour: Behaviour) -> None:
+    paths = ("/v1/catalog/services", "/v1/health/state/critical", "/v1/health/state/warning")
+    with ManifestServer(dict.fromkeys(paths, behaviour)) as server:
+        config = ConsulConfig.from_env({"CONSUL_HTTP_ADDR": f"{server.host}:{server.port}"})
+        with Watching(ConsulWatcher(replace(config, timeout=0.2), wait=0.1)) as watching:
+            eventually(lambda: len(watching.updates) >= 2)
+            assert all(isinstance(update, Lost) for update in watching.updates)
+
+
+def test_a_handful_of_connections(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server()
+    with server.client() as client:
+        for number in range(60):
+            client.register(definition(f"{name}-{number}"))
+        with Watching(ConsulWatcher(server.config())) as watching:
+            eventually(lambda: len(watching.instances) == 60)
+            for number in range(60):
+                client.register(definition(f"{name}-{number}", Port=81))
+            eventually(lambda: {told.port for told in watching.instances.values()} == {81})
+            port = int(server.http_addr.rpartition(":")[2])
+            assert 3 <= connections_to(port) - 1 <= 3 + READERS, "the test's own client has one"
+
+
+def connections_to(port: int) -> int:
+    """How many established connections of this machine lead to a port of it."""
+    suffix, established = f":{port:04X}", "01"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(suffix) and row[3] == established for row in rows)
+
+
+CHECK = {"Node": "n", "ServiceID": "i", "CheckID": "c"}
+
+
+def entry(status: str) -> dict[str, Any]:
+    return {
+        "Node": {"Node": "n", "Address": "127.0.0.1", "Datacenter": "dc1"},
+        "Service": {"Service": "m", "ID": "i", "Tags": ["module"], "Port": 1},
+        "Checks": [{**CHECK, "Status": status}],
+    }
+
+
+def mirror() -> Mirror:
+    mirror = Mirror("module")
+    mirror.catalog_answered({"m": ["module"], "consul": []})
+    mirror.checks_answered(Health.CRITICAL, [], 5)
+    mirror.checks_answered(Health.WARNING, [], 5)
+    return mirror
+
+
+def healths(instances: list[ServiceInstance]) -> list[Health]:
+    return [instance.health for instance in instances]
+
+
+def test_answers_that_cross__the_read_is_older_than_the_watch() -> None:
+    crossed = mirror()
+    crossed.checks_answered(Health.CRITICAL, [CHECK], 9)
+    crossed.checks_answered(Health.CRITICAL, [], 11)
+    altered, _ = crossed.service_answered("m", [entry("critical")], 10)
+    assert healths(altered) == [Health.PASSING], "at 11 the check was well again"
+
+
+def test_answers_that_cross__the_read_is_newer_than_the_watch() -> None:
+    crossed = mirror()
+    altered, _ = crossed.service_answered("m", [entry("critical")], 10)
+    assert healths(altered) == [Health.CRITICAL]
+    assert crossed.checks_answered(Health.CRITICAL, [CHECK], 10) == []
+    assert healths(crossed.checks_answered(Health.CRITICAL, [], 12)) == [Health.PASSING]
+
+
+def test_answers_that_cross__unwell_and_well_again_before_the_watch_told() -> None:
+    crossed = mirror()
+    crossed.service_answered("m", [entry("critical")], 10)
+    assert healths(crossed.checks_answered(Health.CRITICAL, [], 12)) == [Health.PASSING]
+
+
+def test_odd_entries_are_survived() -> None:
+    odd = mirror()
+    entries: list[dict[str, Any]] = [
+        {"Node": None, "Service": {"Service": "m", "ID": "x\x00\ud800", "Tags": ["module"]}, "Checks": None},
+        {"Node": {}, "Service": {"Service": "m", "ID": "y", "Tags": ["module"], "Meta": None, "Port": None}},
+        {"Node": {}, "Service": {"Service": "m", "ID": "z", "Tags": None}},
+    ]
+    altered, _ = odd.service_answered("m", entries, 6)
+    assert [instance.id for instance in altered] == ["x\ufffd?", "y"]
+    for told in altered:
+        told.id.encode()
