@@ -1,0 +1,149 @@
+"""Tells every process that one of them committed: NOTIFY on PostgreSQL, a touched file beside SQLite's."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import URL, Connection, text
+
+_CHANNEL = "lictor_commit"
+# Where no kernel tells of a touched file, it is looked at this often, in seconds.
+_POLL = 0.1
+
+
+class CommitWatch(Protocol):
+    """Wakes at commits that come after it was opened. Not for several threads at once."""
+
+    def wait(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds; True if something may have been committed meanwhile."""
+
+    def close(self) -> None: ...
+
+
+class CommitSignal(Protocol):
+    """What a writer does so that watches wake."""
+
+    def in_transaction(self, connection: Connection) -> None: ...
+
+    def after_commit(self) -> None: ...
+
+    def watch(self) -> CommitWatch: ...
+
+
+def for_url(url: URL) -> CommitSignal:
+    return _FileSignal(url) if url.get_backend_name() == "sqlite" else _PostgresSignal(url)
+
+
+class _FileSignal:
+    """SQLite tells nobody of a commit, but the kernel tells of a written file at once."""
+
+    def __init__(self, url: URL) -> None:
+        self._path = Path(f"{url.database}-signal")
+
+    def in_transaction(self, connection: Connection) -> None:
+        pass
+
+    def after_commit(self) -> None:
+        # What is committed stays committed if the file cannot be written: watches then wake late.
+        with contextlib.suppress(OSError):
+            self._path.write_bytes(b"\n")
+
+    def watch(self) -> CommitWatch:
+        if not self._path.exists():
+            self._path.touch()
+        return _InotifyWatch(self._path) if sys.platform == "linux" else _PollingWatch(self._path)
+
+
+class _InotifyWatch:
+    def __init__(self, path: Path) -> None:
+        # Only Linux has it, so only Linux needs the package.
+        from asyncinotify import Inotify, Mask
+
+        self._inotify = Inotify(sync_timeout=0)
+        self._inotify.add_watch(path, Mask.MODIFY)
+
+    def wait(self, timeout: float) -> bool:
+        self._inotify.sync_timeout = max(timeout, 0)
+        woken = self._inotify.sync_get() is not None
+        self._inotify.sync_timeout = 0
+        while self._inotify.sync_get() is not None:
+            pass
+        return woken
+
+    def close(self) -> None:
+        self._inotify.close()
+
+
+class _PollingWatch:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._moment()
+
+    def _moment(self) -> int:
+        try:
+            return self._path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def wait(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while (moment := self._moment()) == self._seen:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(_POLL, left))
+        self._seen = moment
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class _PostgresSignal:
+    def __init__(self, url: URL) -> None:
+        self._url = url
+
+    def in_transaction(self, connection: Connection) -> None:
+        # Delivered by the server at the commit, and not at all if there is none.
+        connection.execute(text(f"NOTIFY {_CHANNEL}"))
+
+    def after_commit(self) -> None:
+        pass
+
+    def watch(self) -> CommitWatch:
+        return _ListeningWatch(self._url)
+
+
+class _ListeningWatch:
+    def __init__(self, url: URL) -> None:
+        import psycopg
+
+        arguments: dict[str, Any] = dict(url.query)
+        self._error = psycopg.Error
+        try:
+            self._connection = psycopg.connect(
+                host=url.host,
+                port=url.port,
+                user=url.username,
+                password=url.password,
+                dbname=url.database,
+                autocommit=True,
+                connect_timeout=5,
+                **arguments,
+            )
+            self._connection.execute(f"LISTEN {_CHANNEL}")
+        except psycopg.Error as exc:
+            raise OSError(str(exc).strip()) from exc
+
+    def wait(self, timeout: float) -> bool:
+        try:
+            return any(True for _ in self._connection.notifies(timeout=timeout, stop_after=1))
+        except self._error as exc:
+            raise OSError(str(exc).strip()) from exc
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,219 @@
+"""Opens the database: a URL in, read and write sessions out; faults of the driver become ours here."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlmodel import Session
+
+from manifest_cache import commit_signal, schema
+
+BUSY_TIMEOUT = 5.0
+"""Seconds that a writer waits for another one before it gives up."""
+
+# Any number does, as long as nothing else on the server uses it: it spells "lictor".
+_WRITER_LOCK = 0x6C6963746F72
+
+
+class StoreError(Exception):
+    """The database cannot do what is asked of it.
+
+    StoreError
+    ├── StoreUnavailable    away, locked, read-only or full: try again later
+    └── SchemaMismatch      its schema is older or newer than this program's
+    """
+
+
+class StoreUnavailable(StoreError):
+    """The database is away, locked, read-only or full; `reason` says which, as the driver put it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class SchemaMismatch(StoreError):
+    """The schema is not the one that this program works with; the message says what to run."""
+
+
+class Database:
+    """One database and its connections; every process opens its own.
+
+    `url` is a SQLAlchemy URL of SQLite (a file) or PostgreSQL (psycopg 3). Writers are serialized,
+    so that the indexes of events become visible in their order: by `BEGIN IMMEDIATE` on SQLite, by
+    an advisory lock on PostgreSQL. Readers never wait for writers.
+
+    Every method raises StoreUnavailable where the database cannot serve.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._signal = commit_signal.for_url(self.url)
+        if self.is_sqlite:
+            self._engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT})
+            event.listen(self._engine, "connect", _prepare_sqlite)
+        else:
+            self._engine = create_engine(
+                self.url,
+                pool_pre_ping=True,
+                isolation_level="REPEATABLE READ",
+                connect_args={"connect_timeout": int(BUSY_TIMEOUT), "application_name": "lictor"},
+            )
+        event.listen(self._engine, "begin", _begin)
+
+    @property
+    def url_safe(self) -> str:
+        """The URL with its password masked."""
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an SQLite database, None for any other."""
+        return Path(self.url.database or "") if self.is_sqlite else None
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one consistent state of the database, and changes nothing."""
+        with _translated_faults(), self._engine.connect() as connection, connection.begin():
+            yield Session(bind=connection, autoflush=False, expire_on_commit=False)
+
+    @contextmanager
+    def write(self, *, quiet: bool = False) -> Iterator[Session]:
+        """A session whose changes are committed together at the end, or not at all.
+
+        A `quiet` one wakes no watch: nothing in it can be seen by a reader.
+        """
+        with _translated_faults():
+            with self._writing() as connection:
+                session = Session(bind=connection, autoflush=False, expire_on_commit=False)
+                yield session
+                session.flush()
+                if not quiet:
+                    self._signal.in_transaction(connection)
+            if not quiet:
+                self._signal.after_commit()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A connection in a transaction that no other writer's runs beside."""
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(lictor_write=True)
+            if not self.is_sqlite:
+                # Each statement sees what is committed when it begins. A snapshot for the whole
+                # transaction would be taken before the writers' lock is held, and be too old then.
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                yield connection
+
+    def watch(self) -> commit_signal.CommitWatch:
+        """Wakes at each commit of any process; close it after use."""
+        with _translated_faults():
+            return self._signal.watch()
+
+    def migrate(self) -> tuple[str | None, str]:
+        """Brings the schema to this program's revision.
+
+        Returns the revision before (None: the database was empty) and after. Several processes may
+        do it at once: one migrates, the others wait and find it done. Raises SchemaMismatch if the
+        schema is newer than this program.
+        """
+        with _translated_faults(), self._writing() as connection:
+            before = schema.current_revision(connection)
+            self._refuse_newer(before)
+            if before != schema.HEAD:
+                schema.upgrade(connection)
+            return before, schema.HEAD
+
+    def check_schema(self) -> None:
+        """Raises SchemaMismatch if the schema is not this program's."""
+        with _translated_faults(), self._engine.connect() as connection, connection.begin():
+            revision = schema.current_revision(connection)
+        self._refuse_newer(revision)
+        if revision is None:
+            raise SchemaMismatch(f"the database {self.url_safe} is empty: run `lictor migrate`")
+        if revision != schema.HEAD:
+            raise SchemaMismatch(
+                f"the database {self.url_safe} has the older schema {revision}, and this Lictor needs "
+                f"{schema.HEAD}: run `lictor migrate`"
+            )
+
+    def _refuse_newer(self, revision: str | None) -> None:
+        if revision is not None and revision not in schema.REVISIONS:
+            raise SchemaMismatch(
+                f"the database {self.url_safe} has the schema {revision}, which this Lictor does not know: "
+                "it was migrated by a newer one; upgrade this Lictor, or name another LICTOR_DATABASE_URL"
+            )
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # Transactions are begun by _begin alone: the driver's own way never begins one for a read.
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        _switch_to_wal(connection)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            # A file that cannot be written is still good for reading.
+            if "readonly" in str(exc):
+                return
+            # SQLite does not wait for others here, whatever the busy timeout.
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("lictor_write", False)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    elif write:
+        connection.execute(
+            text("SELECT set_config('lock_timeout', :milliseconds, true)"),
+            {"milliseconds": str(int(BUSY_TIMEOUT * 1000))},
+        )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK})
+
+
+@contextmanager
+def _translated_faults() -> Iterator[None]:
+    """The one border where the driver's faults become StoreUnavailable.
+
+    Faults of the program (a broken constraint, a wrong statement) pass: they are not the database's.
+    """
+    try:
+        yield
+    except DBAPIError as exc:
+        if _is_programs_fault(exc):
+            raise
+        raise StoreUnavailable(str(exc.orig).strip() or type(exc.orig).__name__) from exc
+    except (PoolTimeout, sqlite3.Error, OSError) as exc:
+        raise StoreUnavailable(str(exc)) from exc
+
+
+_PROGRAMS_FAULTS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+
+
+def _is_programs_fault(exc: DBAPIError) -> bool:
+    # A table that is missing is an unmigrated database, whatever class the driver gives it.
+    missing = "no such table" in str(exc.orig) or type(exc.orig).__name__ == "UndefinedTable"
+    return isinstance(exc, SQLAlchemyError) and type(exc).__name__ in _PROGRAMS_FAULTS and not missing

@@ -1,0 +1,71 @@
+"""Holds what registries told until it is stored: updates in, one merged batch out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+
+
+@dataclass(slots=True)
+class _Pending:
+    complete: bool = False
+    present: dict[InstanceKey, ServiceInstance] = field(default_factory=dict)
+    gone: set[InstanceKey] = field(default_factory=set)
+    heard: bool = False
+    lost: Lost | None = None
+
+
+class Inbox:
+    """Merges updates of each source while they wait, so that it never holds more than there are instances.
+
+    What arrives during a slow or failing write is written together by the next.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, _Pending] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, update: Change | Lost) -> None:
+        pending = self._pending.setdefault(update.source, _Pending())
+        if isinstance(update, Lost):
+            pending.lost = update
+        else:
+            self._merge(pending, update)
+        self._filled.set()
+
+    async def take(self) -> list[Change | Lost]:
+        """All that waits, at least one update."""
+        await self._filled.wait()
+        self._filled.clear()
+        pending, self._pending = self._pending, {}
+        return list(_updates(pending))
+
+    @staticmethod
+    def _merge(pending: _Pending, change: Change) -> None:
+        pending.heard, pending.lost = True, None
+        if change.complete:
+            pending.complete = True
+            pending.present.clear()
+            pending.gone.clear()
+        for key in change.gone:
+            pending.present.pop(key, None)
+            pending.gone.add(key)
+        for instance in change.present:
+            pending.present[instance.key] = instance
+            pending.gone.discard(instance.key)
+
+
+def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost]:
+    for source, held in pending.items():
+        if held.heard:
+            yield Change(
+                source=source,
+                present=tuple(held.present.values()),
+                gone=() if held.complete else tuple(held.gone),
+                complete=held.complete,
+            )
+        if held.lost is not None:
+            yield held.lost

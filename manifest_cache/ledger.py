@@ -1,0 +1,488 @@
+"""Changes of state in, rows and their events out: all that a reader can see is changed here."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import delete, func, insert
+from sqlmodel import Session, col, select
+
+from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
+from manifest_cache.manifest import ParsedManifest, version_key
+from manifest_cache.models import Event, Instance, Manifest, Module, Source, utc_now
+from manifest_cache.settings import CacheSettings
+
+_HEALTHY = (Health.PASSING, Health.WARNING)
+# SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
+_CHUNK = 500
+_FIRST_RETRY = 1.0
+_CONTACT_RESOLUTION = timedelta(seconds=5)
+
+Item = TypeVar("Item")
+
+
+class Ledger:
+    """One transaction's worth of changes; `close` settles what they add up to and writes the events.
+
+    A session of `Database.write` is all it works on, so that state and events are committed
+    together. Whoever opens one calls `close` before the session ends.
+    """
+
+    def __init__(self, session: Session, settings: CacheSettings) -> None:
+        self.session = session
+        self.settings = settings
+        self.now = utc_now()
+        self._events: list[dict[str, Any]] = []
+        self._modules: dict[str, Module] = {}
+        self._new_manifests: dict[tuple[str, str], Manifest] = {}
+        self._touched: dict[str, str] = {}
+
+    # What registries tell
+
+    def change(self, change: Change) -> None:
+        """Applies what a source tells. The same told twice changes nothing."""
+        source = self._source(change.source)
+        self._heard_from(source)
+        if not (change.present or change.gone or change.complete):
+            return
+        rows = self._rows_of(change)
+        present = {instance.key: instance for instance in change.present}
+        gone = set(rows).difference(present) if change.complete else set(change.gone).intersection(rows)
+        self._open_modules({key.module for key in present} | {key.module for key in gone}, source)
+        self._add([instance for key, instance in present.items() if key not in rows], source)
+        for key, instance in present.items():
+            if key in rows:
+                self._alter(rows[key], _definition(instance), instance.health)
+        self._remove([rows[key] for key in sorted(gone)], source)
+
+    def health(self, row: Instance, health: Health) -> None:
+        """Notes how an instance is."""
+        self._alter(row, {}, health)
+
+    def lost(self, lost: Lost) -> None:
+        """Notes that a source cannot be reached; what it said last still stands."""
+        source = self._source(lost.source)
+        if source.connected or source.reason != lost.reason:
+            was = {"connected": source.connected, "reason": source.reason}
+            if source.connected:
+                source.since = self.now
+            source.connected, source.reason = False, lost.reason
+            self._registry_event("registry.lost", source, was)
+
+    def _source(self, name: str) -> Source:
+        source = self.session.get(Source, name)
+        if source is None:
+            registry = name.partition("/")[0]
+            source = Source(name=name, registry_name=registry, connected=False, since=self.now)
+            self.session.add(source)
+        return source
+
+    def _heard_from(self, source: Source) -> None:
+        if not source.connected:
+            was = {"connected": False, "reason": source.reason}
+            source.connected, source.reason, source.since = True, None, self.now
+            self._registry_event("registry.connected", source, was)
+        if source.last_contact is None or self.now - source.last_contact >= _CONTACT_RESOLUTION:
+            source.last_contact = self.now
+
+    def _rows_of(self, change: Change) -> dict[InstanceKey, Instance]:
+        """The rows that a change may be about: all of its source, or those of the modules it names."""
+        query = select(Instance).where(Instance.source == change.source)
+        if change.complete:
+            rows = list(self.session.exec(query))
+        else:
+            names = {instance.module for instance in change.present} | {key.module for key in change.gone}
+            rows = [
+                row
+                for some in _chunks(sorted(names))
+                for row in self.session.exec(query.where(col(Instance.module).in_(some)))
+            ]
+        return {InstanceKey(row.module, row.node, row.id): row for row in rows}
+
+    def _open_modules(self, names: Collection[str], source: Source) -> None:
+        """Loads the modules of these names, makes those that are new, and marks all as touched."""
+        unknown = [name for name in sorted(names) if name not in self._modules]
+        for some in _chunks(unknown):
+            for module in self.session.exec(select(Module).where(col(Module.name).in_(some))):
+                self._modules[module.name] = module
+        fresh = [name for name in unknown if name not in self._modules]
+        for name in fresh:
+            self._modules[name] = Module(
+                name=name, status="unavailable", first_seen=self.now, last_changed=self.now
+            )
+            self._event("module.registered", module=name, registry=source.registry_name)
+        self.session.add_all([self._modules[name] for name in fresh])
+        # Instances refer to their modules, so these rows must be there first.
+        self.session.flush()
+        for name in names:
+            self._touched[name] = source.registry_name
+
+    def _add(self, instances: Sequence[ServiceInstance], source: Source) -> None:
+        announced = self._announced(instances)
+        rows = []
+        for instance in instances:
+            row = Instance(
+                source=source.name,
+                registry_name=source.registry_name,
+                module=instance.module,
+                node=instance.node,
+                id=instance.id,
+                **_definition(instance),
+                health=instance.health,
+                first_seen=self.now,
+                last_seen=self.now,
+                last_changed=self.now,
+            )
+            self._plan_fetch(row, announced)
+            rows.append(row)
+            self._instance_event("instance.added", row, is_=described(row))
+        for some in _chunks(rows):
+            self.session.execute(insert(Instance), [row.model_dump(exclude={"key"}) for row in some])
+        source.instances += len(rows)
+
+    def _alter(self, row: Instance, definition: Mapping[str, Any], health: Health) -> None:
+        before = described(row)
+        definition_changed = any(getattr(row, name) != value for name, value in definition.items())
+        health_changed = row.health != health
+        if not (definition_changed or health_changed):
+            return
+        became_healthy = row.health not in _HEALTHY and health in _HEALTHY
+        for name, value in definition.items():
+            setattr(row, name, value)
+        row.health = health
+        row.last_seen = row.last_changed = self.now
+        self._touched[row.module] = row.registry_name
+        if definition_changed or became_healthy or health not in _HEALTHY:
+            row.generation += 1
+            self._plan_fetch(row, self._announced([row]))
+        self._instance_difference("instance.changed", before, row, leave_out={"health"})
+        if health_changed:
+            self._instance_event(
+                "instance.health_changed", row, was={"health": before["health"]}, is_={"health": row.health}
+            )
+
+    def _remove(self, rows: Sequence[Instance], source: Source) -> None:
+        for row in rows:
+            self._touched[row.module] = row.registry_name
+            self._instance_event("instance.removed", row, was=described(row))
+        for some in _chunks([row.key for row in rows]):
+            self.session.execute(delete(Instance).where(col(Instance.key).in_(some)))
+        source.instances -= len(rows)
+
+    # What manifests say
+
+    def known_manifest(self, row: Instance, parsed: ParsedManifest, etag: str | None) -> None:
+        """Notes the manifest that an instance serves, and that it is a good one."""
+        before = described(row)
+        self._store_manifest(row.module, parsed)
+        row.digest, row.version, row.etag = parsed.digest, parsed.version, etag
+        self._fetched(row, before)
+
+    def pushed_manifest(self, row: Instance, parsed: ParsedManifest) -> None:
+        """Notes the manifest that came with an instance's registration: none is fetched then."""
+        row.manifest_pushed = True
+        self.known_manifest(row, parsed, None)
+        row.fetch_at = None
+
+    def fetch_manifest(self, row: Instance) -> None:
+        """Notes that an instance which pushed its manifest until now has it fetched from now on."""
+        row.manifest_pushed = False
+        row.generation += 1
+        self._plan_fetch(row, self._announced([row]))
+
+    def unchanged_manifest(self, row: Instance) -> None:
+        """Notes that an instance still serves the manifest that is known of it."""
+        self._fetched(row, described(row))
+
+    def rejected_manifest(self, row: Instance, error_type: str, detail: str) -> None:
+        """Notes why an instance's manifest cannot be taken; the good one known before stays."""
+        was = _error(row)
+        pause = min(self.settings.fetch_retry_max, _FIRST_RETRY * 2.0 ** min(row.fetch_failures, 30))
+        row.error_type, row.error_detail, row.error_at = error_type, detail, self.now
+        row.fetch_failures += 1
+        row.fetch_at = self.now + timedelta(seconds=pause * random.uniform(0.75, 1.25))
+        row.last_changed = self.now
+        self._instance_event(
+            "module.manifest_rejected",
+            row,
+            was={"manifest_error": was},
+            is_={"manifest_error": _error(row)},
+        )
+
+    def _fetched(self, row: Instance, before: Mapping[str, Any]) -> None:
+        row.error_type = row.error_detail = row.error_at = None
+        row.fetch_failures = 0
+        row.fetch_at = self._revalidation()
+        self._touched[row.module] = row.registry_name
+        if self._instance_difference("instance.changed", before, row):
+            row.last_changed = self.now
+
+    def _store_manifest(self, module: str, parsed: ParsedManifest) -> None:
+        if self._manifest(module, parsed.digest) is None:
+            manifest = Manifest(
+                module=module,
+                digest=parsed.digest,
+                version=parsed.version,
+                content=parsed.canonical.decode(),
+                first_seen=self.now,
+            )
+            self.session.add(manifest)
+            self._new_manifests[module, parsed.digest] = manifest
+
+    def _manifest(self, module: str, digest: str) -> Manifest | None:
+        new = self._new_manifests.get((module, digest))
+        return new or self.session.get(Manifest, (module, digest))
+
+    def _announced(self, instances: Iterable[ServiceInstance | Instance]) -> dict[tuple[str, str], str]:
+        """The versions of manifests that these instances announce by digest and that are known."""
+        wanted = {
+            (instance.module, digest)
+            for instance in instances
+            if (digest := instance.meta.get("manifest_digest"))
+        }
+        return {
+            (module, digest): version
+            for some in _chunks(sorted({digest for _, digest in wanted}))
+            for module, digest, version in self.session.exec(
+                select(Manifest.module, Manifest.digest, Manifest.version).where(
+                    col(Manifest.digest).in_(some)
+                )
+            )
+            if (module, digest) in wanted
+        }
+
+    def _plan_fetch(self, row: Instance, announced: Mapping[tuple[str, str], str]) -> None:
+        """When the row's manifest is asked for next: now, unless it is known or the instance not well."""
+        digest = row.meta.get("manifest_digest", "")
+        version = announced.get((row.module, digest))
+        row.fetch_failures = 0
+        if row.health not in _HEALTHY or row.manifest_pushed:
+            row.fetch_at = None
+        elif version is None:
+            row.fetch_at = self.now
+        else:
+            row.digest, row.version, row.etag = digest, version, None
+            row.error_type = row.error_detail = row.error_at = None
+            row.fetch_at = self._revalidation()
+
+    def _revalidation(self) -> datetime:
+        # Spread, so that what was learnt together is not asked for together for ever.
+        return self.now + timedelta(seconds=self.settings.revalidate * random.uniform(0.8, 1.2))
+
+    # What it adds up to
+
+    def close(self) -> int:
+        """Settles the modules that were touched, writes the events; returns the index."""
+        self.session.flush()
+        self._settle_modules()
+        if self._events:
+            self.session.execute(insert(Event), self._events)
+        return index_of(self.session)
+
+    def _settle_modules(self) -> None:
+        instances: dict[str, list[Instance]] = defaultdict(list)
+        for some in _chunks(sorted(self._touched)):
+            for row in self.session.exec(select(Instance).where(col(Instance.module).in_(some))):
+                instances[row.module].append(row)
+            missing = [name for name in some if name not in self._modules]
+            for module in self.session.exec(select(Module).where(col(Module.name).in_(missing))):
+                self._modules[module.name] = module
+        for name, registry in sorted(self._touched.items()):
+            self._settle_module(self._modules[name], instances[name], registry)
+        self.session.flush()
+
+    def _settle_module(self, module: Module, rows: Sequence[Instance], registry: str) -> None:
+        status, digest = module.status, module.digest
+        is_new = module.first_seen == self.now
+        sums = _sums(rows)
+        if any(getattr(module, name) != value for name, value in sums.items()):
+            module.last_changed = self.now
+        for name, value in sums.items():
+            setattr(module, name, value)
+        current = _current(rows, module.digest)
+        if current is not None and (current.digest, current.version) != (module.digest, module.version):
+            self._make_current(module, current, registry)
+        if module.status != status or is_new:
+            self._event(
+                f"module.{module.status}",
+                module=module.name,
+                registry=registry,
+                was=None if is_new else {"status": status},
+                is_={"status": module.status},
+            )
+        if module.digest != digest:
+            module.last_changed = self.now
+
+    def _make_current(self, module: Module, row: Instance, registry: str) -> None:
+        was = {"digest": module.digest, "version": module.version} if module.digest else None
+        module.digest, module.version = row.digest, row.version
+        manifest = self._manifest(module.name, row.digest or "")
+        module.title = _title(manifest) if manifest else None
+        self._event(
+            "module.manifest_changed",
+            module=module.name,
+            instance=row.id,
+            registry=registry,
+            was=was,
+            is_={"digest": row.digest, "version": row.version},
+        )
+
+    # The log
+
+    def _event(
+        self,
+        type_: str,
+        *,
+        module: str | None = None,
+        instance: str | None = None,
+        registry: str | None = None,
+        was: Mapping[str, Any] | None = None,
+        is_: Mapping[str, Any] | None = None,
+        **where: str,
+    ) -> None:
+        self._events.append(
+            {
+                "at": self.now,
+                "type": type_,
+                "module": module,
+                "instance": instance,
+                "registry_name": registry,
+                "data": {**where, "was": was, "is": is_},
+            }
+        )
+
+    def _instance_event(
+        self,
+        type_: str,
+        row: Instance,
+        was: Mapping[str, Any] | None = None,
+        is_: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._event(
+            type_,
+            module=row.module,
+            instance=row.id,
+            registry=row.registry_name,
+            was=was,
+            is_=is_,
+            source=row.source,
+            node=row.node,
+        )
+
+    def _instance_difference(
+        self,
+        type_: str,
+        before: Mapping[str, Any],
+        row: Instance,
+        leave_out: Collection[str] = (),
+    ) -> bool:
+        """Logs what of an instance is other than before; False if nothing is."""
+        after = described(row)
+        differing = [name for name in after if after[name] != before[name] and name not in leave_out]
+        if differing:
+            self._instance_event(
+                type_,
+                row,
+                was={name: before[name] for name in differing},
+                is_={name: after[name] for name in differing},
+            )
+        return bool(differing)
+
+    def _registry_event(self, type_: str, source: Source, was: Mapping[str, Any]) -> None:
+        self._event(
+            type_,
+            registry=source.registry_name,
+            was=was,
+            is_={"connected": source.connected, "reason": source.reason},
+            source=source.name,
+        )
+
+
+def index_of(session: Session) -> int:
+    """The index of the newest event that the session sees, 0 if there is none."""
+    return session.exec(select(func.max(Event.index))).one() or 0
+
+
+def described(row: Instance) -> dict[str, Any]:
+    """All of an instance that a reader can see but for the times, as plain JSON values."""
+    return {
+        "address": row.address,
+        "port": row.port,
+        "scheme": row.scheme,
+        "datacenter": row.datacenter,
+        "tags": row.tags,
+        "meta": row.meta,
+        "health": str(row.health),
+        "version": row.version,
+        "digest": row.digest,
+        "manifest_error": _error(row),
+    }
+
+
+def _error(row: Instance) -> dict[str, Any] | None:
+    if row.error_type is None:
+        return None
+    return {
+        "type": row.error_type,
+        "detail": row.error_detail,
+        "at": row.error_at and row.error_at.isoformat(),
+        "retry_at": row.fetch_at and row.fetch_at.isoformat(),
+    }
+
+
+def _definition(instance: ServiceInstance) -> dict[str, Any]:
+    return {
+        "address": instance.address,
+        "port": instance.port,
+        "scheme": instance.scheme,
+        "datacenter": instance.datacenter,
+        "tags": list(instance.tags),
+        "meta": dict(instance.meta),
+    }
+
+
+def _sums(rows: Sequence[Instance]) -> dict[str, Any]:
+    """What a module's instances add up to, as columns of the module."""
+    count = {health: sum(row.health == health for row in rows) for health in Health}
+    if rows and count[Health.PASSING] == len(rows):
+        status = "available"
+    elif count[Health.PASSING] or count[Health.WARNING]:
+        status = "degraded"
+    else:
+        status = "unavailable"
+    return {
+        "status": status,
+        "total": len(rows),
+        **{str(health): number for health, number in count.items()},
+        "tags": sorted({tag for row in rows for tag in row.tags}),
+        "datacenters": sorted({row.datacenter for row in rows if row.datacenter}),
+        "registries": sorted({row.registry_name for row in rows}),
+    }
+
+
+def _current(rows: Sequence[Instance], digest: str | None) -> Instance | None:
+    """The instance whose manifest is the module's: of the passing ones, that of the highest version.
+
+    Where several have it with different manifests, the one that is current already stays.
+    """
+    passing = [row for row in rows if row.health == Health.PASSING and row.digest and row.version]
+    return max(
+        passing,
+        key=lambda row: (version_key(row.version or ""), row.digest == digest, row.last_changed),
+        default=None,
+    )
+
+
+def _title(manifest: Manifest) -> str | None:
+    title = json.loads(manifest.content).get("title")
+    return title if isinstance(title, str) else None
+
+
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]

@@ -1,0 +1,165 @@
+"""The tables: what is known of modules, instances, manifests and registries, and the log of every change."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, Index, Text, TypeDecorator, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from discovery.base import Health
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in, aware datetimes in UTC out, on databases with and without time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _moment(*, index: bool = False) -> Any:
+    return Field(sa_type=UTCDateTime, index=index)
+
+
+def _maybe_moment(*, index: bool = False) -> Any:
+    return Field(default=None, sa_type=UTCDateTime, index=index)
+
+
+class Module(SQLModel, table=True):
+    """A module, and what its instances add up to."""
+
+    __tablename__ = "modules"
+
+    name: str = Field(primary_key=True)
+    status: str
+    version: str | None = None
+    digest: str | None = None
+    title: str | None = None
+    total: int = 0
+    passing: int = 0
+    warning: int = 0
+    critical: int = 0
+    maintenance: int = 0
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
+    datacenters: list[str] = Field(default_factory=list, sa_type=JSON)
+    registries: list[str] = Field(default_factory=list, sa_type=JSON)
+    first_seen: datetime = _moment()
+    last_changed: datetime = _moment()
+
+
+class Instance(SQLModel, table=True):
+    """One instance as its source announces it, what its manifest says, and when to fetch that next.
+
+    `generation` grows with each registration and each return to health: the outcome of a fetch
+    that began under an older one is not believed. `fetch_at` is when the manifest is asked for
+    next, None where it is not: the instance is not well, or pushed its manifest.
+    """
+
+    __tablename__ = "instances"
+    __table_args__ = (
+        UniqueConstraint("source", "module", "node", "id", name="uq_instances_key"),
+        # A key that was given once is never given to another instance.
+        {"sqlite_autoincrement": True},
+    )
+
+    key: int | None = Field(default=None, primary_key=True)
+    source: str
+    module: str = Field(foreign_key="modules.name", index=True)
+    node: str = ""
+    id: str
+    registry_name: str = Field(sa_column_kwargs={"name": "registry"})
+    datacenter: str = ""
+    address: str
+    port: int = 0
+    scheme: str = "http"
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
+    meta: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
+    health: Health = Field(sa_type=Text)
+    version: str | None = None
+    digest: str | None = None
+    etag: str | None = None
+    error_type: str | None = None
+    error_detail: str | None = None
+    error_at: datetime | None = _maybe_moment()
+    manifest_pushed: bool = False
+    fetch_at: datetime | None = _maybe_moment(index=True)
+    fetch_failures: int = 0
+    generation: int = 0
+    first_seen: datetime = _moment()
+    last_seen: datetime = _moment()
+    last_changed: datetime = _moment()
+
+
+class Manifest(SQLModel, table=True):
+    """A manifest, stored once per module and digest, as canonical JSON (RFC 8785)."""
+
+    __tablename__ = "manifests"
+
+    module: str = Field(primary_key=True, foreign_key="modules.name")
+    digest: str = Field(primary_key=True)
+    version: str
+    content: str = Field(sa_type=Text)
+    first_seen: datetime = _moment()
+
+
+class Event(SQLModel, table=True):
+    """One line of the append-only log; the newest line's index is the index of the whole cache."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_module_index", "module", "index"), {"sqlite_autoincrement": True})
+
+    index: int | None = Field(default=None, primary_key=True)
+    at: datetime = _moment(index=True)
+    type: str
+    module: str | None = None
+    instance: str | None = None
+    registry_name: str | None = Field(default=None, sa_column_kwargs={"name": "registry"})
+    data: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+
+
+class Source(SQLModel, table=True):
+    """What one source of a registry last said, and whether it can be reached."""
+
+    __tablename__ = "sources"
+
+    name: str = Field(primary_key=True)
+    registry_name: str = Field(sa_column_kwargs={"name": "registry"})
+    connected: bool
+    reason: str | None = None
+    since: datetime = _moment()
+    last_contact: datetime | None = _maybe_moment()
+    instances: int = 0
+
+
+class PushLease(SQLModel, table=True):
+    """How long a pushed instance is believed without a heartbeat, and what it last said of itself.
+
+    `expires_at` is when it turns critical, or, once it `lapsed`, when it is removed.
+    """
+
+    __tablename__ = "push_leases"
+
+    instance: int = Field(primary_key=True, foreign_key="instances.key", ondelete="CASCADE")
+    heartbeat_interval: float
+    deregister_after: float
+    last_beat: datetime = _moment()
+    expires_at: datetime = _moment(index=True)
+    reported: Health = Field(sa_type=Text)
+    note: str = ""
+    lapsed: bool = False

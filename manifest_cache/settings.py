@@ -1,0 +1,65 @@
+"""Settings of the cache: where it is kept, how manifests are fetched, when pushed instances expire."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from discovery.settings import DiscoverySettings, Duration
+
+
+class CacheSettings(DiscoverySettings):
+    """Discovery's settings and those of the database, the fetches and the push registry."""
+
+    database_url: str = Field(
+        default="sqlite:///lictor.db",
+        description="Where the cache is kept: `sqlite:///FILE` (four slashes for an absolute path) or "
+        "`postgresql://USER:PASSWORD@HOST/NAME`.",
+    )
+    manifest_path: str = Field(
+        default="/manifest",
+        pattern=r"^/",
+        description="Where a module serves its manifest, unless its meta `manifest_path` says otherwise.",
+    )
+    fetch_concurrency: int = Field(
+        default=50, ge=1, le=1000, description="How many manifests are fetched at the same time."
+    )
+    fetch_deadline: Duration = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="How long one fetch may take in all, from connecting to the end.",
+    )
+    fetch_max_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=64 * 1024 * 1024,
+        description="How large a manifest may be, in bytes, also after decompression.",
+    )
+    fetch_retry_max: Duration = Field(
+        default=300.0, gt=0, description="The longest pause between two tries of a fetch that fails."
+    )
+    revalidate: Duration = Field(
+        default=300.0, gt=0, description="How often a known manifest is asked for again (`If-None-Match`)."
+    )
+    heartbeat_interval: Duration = Field(
+        default=30.0,
+        ge=0.1,
+        le=86400,
+        description="How often a pushed instance must send a heartbeat, unless it registered with another "
+        "interval. After three missed ones it is critical.",
+    )
+    deregister_after: Duration = Field(
+        default=600.0,
+        ge=1,
+        description="How long a pushed instance may be critical for want of heartbeats before it is removed, "
+        "unless it registered with another time.",
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        """Both spellings of PostgreSQL are taken; the driver is always psycopg 3."""
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in {"sqlite", "postgresql", "postgres", "postgresql+psycopg"}:
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        return url if scheme == "sqlite" else f"postgresql+psycopg://{rest}"

@@ -1,0 +1,213 @@
+"""The synchronizer: follows registries, fetches manifests, writes both down; the one daemon that does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+from discovery.backoff import Backoff
+from discovery.base import Watcher
+from discovery.consul import ConsulWatcher
+from discovery.consul_config import ConsulConfig
+from discovery.follow import follow
+from manifest_cache.database import Database, StoreUnavailable
+from manifest_cache.errors import ManifestError
+from manifest_cache.fetcher import FetchConfig, ManifestFetcher
+from manifest_cache.inbox import Inbox
+from manifest_cache.models import utc_now
+from manifest_cache.push import PushRegistry
+from manifest_cache.settings import CacheSettings
+from manifest_cache.store import FetchJob, Outcome, Store
+from manifest_cache.writer_thread import WriterThread
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# Another process's commit whose signal is lost, and a schedule that nothing wakes, wait no longer.
+_LOOK_AGAIN = 5.0
+# How long a signal is waited for before the watching thread looks whether it should end.
+_SIGNAL_SLICE = 0.5
+_CLOSING = 1.0
+# So many outcomes are written in one transaction at the most: it keeps others from writing.
+_BATCH = 500
+
+
+class Synchronizer:
+    """Keeps a database in step with the registries that `settings` name.
+
+    `consul` says how to reach Consul; it may be None where `consul` is not among the registries.
+    The database must have the current schema.
+    """
+
+    def __init__(self, settings: CacheSettings, consul: ConsulConfig | None) -> None:
+        self._settings = settings
+        self._database = Database(settings.database_url)
+        self._store = Store(self._database, settings)
+        self._push = PushRegistry(self._database, settings)
+        self._watchers = _watchers(settings, consul)
+        self._inbox = Inbox()
+        self._due = asyncio.Event()
+        self._leases = asyncio.Event()
+        self._in_flight: set[int] = set()
+        self._outcomes: asyncio.Queue[tuple[FetchJob, Outcome]] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled, and ends within two seconds then.
+
+        Raises SchemaMismatch at the start. Whatever fails later is logged and tried again.
+        """
+        self._thread = WriterThread("lictor database")
+        try:
+            await self._begin()
+            async with (
+                ManifestFetcher(_fetch_config(self._settings)) as fetcher,
+                asyncio.TaskGroup() as group,
+            ):
+                for watcher in self._watchers:
+                    group.create_task(self._follow(watcher), name=f"follow {watcher.source}")
+                group.create_task(self._write_changes(), name="write changes")
+                group.create_task(self._write_outcomes(), name="write outcomes")
+                group.create_task(self._fetch(fetcher, group), name="fetch")
+                if "push" in self._settings.registries:
+                    group.create_task(self._expire(), name="expire")
+                    group.create_task(self._notice_commits(), name="notice commits")
+        finally:
+            self._thread.close(_CLOSING)
+            self._database.close()
+
+    async def _begin(self) -> None:
+        await self._patiently("check the schema", self._database.check_schema)
+        await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
+        await self._patiently("extend leases", self._push.extend)
+
+    async def _follow(self, watcher: Watcher) -> None:
+        logger.info("following source=%s", watcher.source)
+        async for update in follow(watcher):
+            self._inbox.put(update)
+
+    async def _write_changes(self) -> None:
+        while True:
+            updates = await self._inbox.take()
+            await self._patiently("write changes", self._store.apply, updates)
+            self._due.set()
+
+    async def _write_outcomes(self) -> None:
+        while True:
+            outcomes = [await self._outcomes.get()]
+            while not self._outcomes.empty() and len(outcomes) < _BATCH:
+                outcomes.append(self._outcomes.get_nowait())
+            await self._patiently("write manifests", self._store.apply_fetches, outcomes)
+            self._in_flight -= {job.key for job, _ in outcomes}
+            self._due.set()
+
+    async def _fetch(self, fetcher: ManifestFetcher, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._due.clear()
+            following = None
+            room = self._settings.fetch_concurrency - len(self._in_flight)
+            if room > 0:
+                under_way = frozenset(self._in_flight)
+                jobs, following = await self._patiently(
+                    "read due fetches", self._store.due_fetches, limit=room, leave_out=under_way
+                )
+                for job in jobs:
+                    self._in_flight.add(job.key)
+                    group.create_task(self._fetch_one(fetcher, job), name=f"fetch {job.instance.id}")
+            await _wait(self._due, following)
+
+    async def _fetch_one(self, fetcher: ManifestFetcher, job: FetchJob) -> None:
+        outcome: Outcome
+        try:
+            outcome = await fetcher.fetch(job.instance, etag=job.etag)
+        except ManifestError as exc:
+            instance = job.instance
+            logger.warning("manifest rejected module=%s instance=%s: %s", instance.module, instance.id, exc)
+            outcome = exc
+        except Exception as exc:
+            # One odd module must not end the daemon: it is told that the fault is ours.
+            logger.exception("fetch failed unexpectedly instance=%s", job.instance.id)
+            outcome = ManifestError("internal-error", f"Lictor failed to fetch it: {exc!r}")
+        await self._outcomes.put((job, outcome))
+
+    async def _expire(self) -> None:
+        while True:
+            self._leases.clear()
+            following = await self._patiently("expire leases", self._push.expire)
+            await _wait(self._leases, following)
+
+    async def _notice_commits(self) -> None:
+        """Wakes the schedule when a web worker has taken in a registration."""
+        loop = asyncio.get_running_loop()
+        ended = threading.Event()
+
+        def committed() -> None:
+            self._due.set()
+            self._leases.set()
+
+        def notice() -> None:
+            backoff = Backoff(longest=_LOOK_AGAIN)
+            while not ended.is_set():
+                try:
+                    watch = self._database.watch()
+                except StoreUnavailable:
+                    ended.wait(backoff.next())
+                    continue
+                try:
+                    while not ended.is_set():
+                        if watch.wait(_SIGNAL_SLICE) and not ended.is_set():
+                            loop.call_soon_threadsafe(committed)
+                except OSError:
+                    ended.wait(backoff.next())
+                finally:
+                    watch.close()
+
+        threading.Thread(target=notice, name="lictor commits", daemon=True).start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def _patiently(
+        self, what: str, function: Callable[..., Result], *args: Any, **kwargs: Any
+    ) -> Result:
+        """Calls the database until it serves; nothing that was learnt is dropped meanwhile."""
+        backoff = Backoff(shortest=0.05, longest=5.0)
+        while True:
+            try:
+                return await self._thread.call(function, *args, **kwargs)
+            except StoreUnavailable as exc:
+                pause = backoff.next()
+                logger.warning("cannot %s retry_in=%.1fs: %s", what, pause, exc)
+                await asyncio.sleep(pause)
+
+
+async def _wait(event: asyncio.Event, until: datetime | None) -> None:
+    """Waits for the event, until a moment, and never for long."""
+    seconds = _LOOK_AGAIN if until is None else (until - utc_now()).total_seconds()
+    try:
+        async with asyncio.timeout(max(0.0, min(seconds, _LOOK_AGAIN))):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _watchers(settings: CacheSettings, consul: ConsulConfig | None) -> list[Watcher]:
+    if "consul" not in settings.registries:
+        return []
+    if consul is None:
+        raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
+    return [ConsulWatcher(consul, tag=settings.module_tag)]
+
+
+def _fetch_config(settings: CacheSettings) -> FetchConfig:
+    return FetchConfig(
+        concurrency=settings.fetch_concurrency,
+        deadline=settings.fetch_deadline,
+        max_bytes=settings.fetch_max_bytes,
+        manifest_path=settings.manifest_path,
+    )

@@ -1,0 +1,223 @@
+"""Databases that are empty, old, new, away, locked, read-only or full, and commits that wake others."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+from sqlmodel import SQLModel
+
+from discovery.base import Change, ServiceInstance
+from manifest_cache import schema
+from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
+from manifest_cache.models import Source, utc_now
+from manifest_cache.reader import Reader
+from manifest_cache.settings import CacheSettings
+from manifest_cache.store import Store
+from tests.postgres_server import PostgresServer
+
+CHANGE = Change(
+    source="consul", present=(ServiceInstance(module="m", id="m-1", address="127.0.0.1"),), complete=True
+)
+
+
+def write(database: Database) -> int:
+    return Store(database, CacheSettings()).apply([CHANGE])
+
+
+def test_an_empty_database_asks_for_a_migration(database_url: str) -> None:
+    database = Database(database_url)
+    with pytest.raises(SchemaMismatch, match="lictor migrate"):
+        database.check_schema()
+    assert database.migrate() == (None, schema.HEAD)
+    assert database.migrate() == (schema.HEAD, schema.HEAD)
+    database.check_schema()
+    database.close()
+
+
+def test_the_migrations_make_the_models_tables(database: Database) -> None:
+    with database.read() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": False})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_a_newer_schema_is_refused(database: Database) -> None:
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaMismatch, match="newer"):
+        database.check_schema()
+    with pytest.raises(SchemaMismatch, match="newer"):
+        database.migrate()
+
+
+def test_an_older_schema_asks_for_a_migration(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "HEAD", "0000-next")
+    with pytest.raises(SchemaMismatch, match=r"older schema 0001.*lictor migrate"):
+        database.check_schema()
+
+
+def test_several_migrate_at_once(database_url: str) -> None:
+    results: list[object] = []
+
+    def migrate() -> None:
+        database = Database(database_url)
+        try:
+            results.append(database.migrate()[1])
+        except Exception as exc:
+            results.append(exc)
+        database.close()
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [schema.HEAD] * 4
+
+
+def test_writers_take_turns_and_indexes_have_no_holes(database: Database, settings: CacheSettings) -> None:
+    def add(number: int) -> None:
+        store = Store(database, settings)
+        for step in range(5):
+            instance = ServiceInstance(module=f"m{number}", id=f"{step}", address="127.0.0.1")
+            store.apply([Change(source=f"consul/{number}", present=(instance,))])
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Reader(database).snapshot() as snapshot:
+        indexes = [event.index for event in snapshot.events(limit=1000)]
+        assert len(snapshot.modules()) == 4
+    assert indexes == list(range(1, len(indexes) + 1))
+    assert len(indexes) == 4 * (3 + 5)
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    source = Source(name="x", registry_name="x", connected=False, since=utc_now())
+
+    def fail() -> None:
+        with database.write() as session:
+            session.add(source)
+            session.flush()
+            raise RuntimeError("after the row")
+
+    with pytest.raises(RuntimeError, match="after the row"):
+        fail()
+    with Reader(database).snapshot() as snapshot:
+        assert list(snapshot.sources) == []
+
+
+def test_a_wait_ends_with_the_commit(database_url: str, database: Database) -> None:
+    reader = Reader(database)
+    other = Database(database_url)
+    woken: list[tuple[int, float]] = []
+
+    def wait() -> None:
+        index = reader.wait(0, timeout=20)
+        woken.append((index, time.monotonic()))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    index = write(other)
+    waiting.join(20)
+    other.close()
+    assert [got for got, _ in woken] == [index]
+
+
+def test_a_wait_for_what_is_there_returns_at_once(database: Database) -> None:
+    index = write(database)
+    assert Reader(database).wait(index - 1, timeout=60) == index
+
+
+def test_a_wait_ends_at_its_time(database: Database) -> None:
+    index = write(database)
+    begun = time.monotonic()
+    assert Reader(database).wait(index, timeout=0.2) == index
+    assert time.monotonic() - begun < 10
+
+
+def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
+    index = write(database)
+    with database.write():
+        assert Reader(database).index() == index
+
+
+def test_a_locked_sqlite_database_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manifest_cache.database.BUSY_TIMEOUT", 0.1)
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    database.migrate()
+    blocker = sqlite3.connect(tmp_path / "lictor.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        write(database)
+    assert Reader(database).index() == 0, "reads go on"
+    blocker.execute("ROLLBACK")
+    assert write(database) > 0
+    blocker.close()
+    database.close()
+
+
+def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    database.migrate()
+    index = write(database)
+    with database.read() as session:
+        pages = session.execute(text("PRAGMA page_count")).scalar_one()
+        # The driver's own limit: what SQLite says is what it says of a full disk.
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+    many = [
+        ServiceInstance(module=f"m{n}", id=str(n), address="::1", meta={"a": "b" * 500}) for n in range(500)
+    ]
+    full = Change(source="consul", present=tuple(many))
+    with pytest.raises(StoreUnavailable, match="full"):
+        Store(database, CacheSettings()).apply([full])
+    assert Reader(database).index() == index
+    database.close()
+
+
+def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/nowhere/lictor.db")
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        database.check_schema()
+
+
+def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "lictor.db").write_bytes(b"no database at all" * 1000)
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        database.check_schema()
+
+
+def test_a_read_only_file_is_read_and_not_written(tmp_path: Path) -> None:
+    writable = Database(f"sqlite:///{tmp_path}/lictor.db")
+    writable.migrate()
+    index = write(writable)
+    database = Database(f"sqlite:///file:{tmp_path}/lictor.db?mode=ro&uri=true")
+    assert Reader(database).index() == index
+    altered = ServiceInstance(module="m", id="m-2", address="127.0.0.1")
+    with pytest.raises(StoreUnavailable, match="readonly"):
+        Store(database, CacheSettings()).apply([Change(source="consul", present=(altered,))])
+    assert Reader(database).index() == index
+    database.close()
+    writable.close()
+
+
+def test_postgresql_that_is_away_comes_back() -> None:
+    with PostgresServer() as server:
+        database = Database(server.create_database())
+        database.migrate()
+        index = write(database)
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            Reader(database).index()
+        server.start()
+        assert Reader(database).index() == index
+        database.close()

@@ -1,0 +1,405 @@
+"""What registries and fetches tell goes in; rows, events and due fetches come out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
+from manifest_cache.database import Database
+from manifest_cache.errors import ManifestError
+from manifest_cache.fetcher import Fetched, NotModified
+from manifest_cache.manifest import parse_manifest
+from manifest_cache.models import Event, Instance, Module
+from manifest_cache.reader import ModuleFilter, Reader
+from manifest_cache.store import FetchJob, Outcome, Store
+
+
+def instance(module: str = "financial", id_: str = "financial-1", **fields: Any) -> ServiceInstance:
+    values = {"address": "127.0.0.1", "port": 8001, "node": "n1", "datacenter": "dc1", "tags": ("module",)}
+    return ServiceInstance(module=module, id=id_, **(values | fields))
+
+
+def complete(*instances: ServiceInstance, source: str = "consul") -> Change:
+    return Change(source=source, present=instances, complete=True)
+
+
+def present(*instances: ServiceInstance, source: str = "consul") -> Change:
+    return Change(source=source, present=instances)
+
+
+def manifest(name: str = "financial", version: str = "1.0.0", **fields: Any) -> Fetched:
+    document = json.dumps({"name": name, "version": version, **fields})
+    return Fetched(parse_manifest(document, module=name), etag=f'"{version}"')
+
+
+def jobs(store: Store) -> list[FetchJob]:
+    return store.due_fetches(limit=1000)[0]
+
+
+def fetch_all(store: Store, outcome: Outcome) -> int:
+    return store.apply_fetches([(job, outcome) for job in jobs(store)])
+
+
+def types(reader: Reader, after: int = 0) -> list[str]:
+    with reader.snapshot() as snapshot:
+        return [event.type for event in snapshot.events(after=after, limit=1000)]
+
+
+def last(reader: Reader, type_: str) -> Event:
+    with reader.snapshot() as snapshot:
+        return snapshot.events(types=[type_], newest_first=True, limit=1)[0]
+
+
+def module(reader: Reader, name: str = "financial") -> Module:
+    with reader.snapshot() as snapshot:
+        found = snapshot.module(name)
+    assert found is not None
+    return found
+
+
+def only_instance(reader: Reader, name: str = "financial") -> Instance:
+    with reader.snapshot() as snapshot:
+        (row,) = snapshot.instances([name])[name]
+    return row
+
+
+def test_first_sight_of_a_module(store: Store, reader: Reader) -> None:
+    index = store.apply([complete(instance())])
+
+    assert types(reader) == [
+        "registry.connected",
+        "module.registered",
+        "instance.added",
+        "module.available",
+    ]
+    with reader.snapshot() as snapshot:
+        assert snapshot.index == index == 4
+        assert [source.name for source in snapshot.sources] == ["consul"]
+        assert snapshot.sources[0].connected
+        assert snapshot.sources[0].instances == 1
+    found = module(reader)
+    assert (found.status, found.total, found.passing) == ("available", 1, 1)
+    assert (found.tags, found.datacenters, found.registries) == (["module"], ["dc1"], ["consul"])
+    assert (found.version, found.digest) == (None, None)
+
+
+def test_the_same_told_again_is_no_event(store: Store, reader: Reader) -> None:
+    index = store.apply([complete(instance())])
+    assert store.apply([complete(instance()), present(instance())]) == index
+    assert store.apply([Change(source="consul")]) == index
+
+
+@pytest.mark.parametrize(
+    ("healths", "status"),
+    [
+        ([Health.PASSING, Health.PASSING], "available"),
+        ([Health.PASSING, Health.WARNING], "degraded"),
+        ([Health.WARNING, Health.WARNING], "degraded"),
+        ([Health.PASSING, Health.CRITICAL], "degraded"),
+        ([Health.WARNING, Health.MAINTENANCE], "degraded"),
+        ([Health.CRITICAL, Health.MAINTENANCE], "unavailable"),
+        ([Health.MAINTENANCE], "unavailable"),
+    ],
+)
+def test_status_follows_the_health_of_the_instances(
+    store: Store, reader: Reader, healths: list[Health], status: str
+) -> None:
+    store.apply([complete(*(instance(id_=f"i{n}", health=health) for n, health in enumerate(healths)))])
+    found = module(reader)
+    assert found.status == status
+    assert found.total == len(healths)
+    assert found.maintenance == healths.count(Health.MAINTENANCE)
+    assert types(reader)[-1] == f"module.{status}"
+
+
+def test_a_flip_of_health_is_two_events(store: Store, reader: Reader) -> None:
+    before = store.apply([complete(instance())])
+    store.apply([present(instance(health=Health.CRITICAL))])
+    assert types(reader, before) == ["instance.health_changed", "module.unavailable"]
+    event = last(reader, "instance.health_changed")
+    assert event.data["was"] == {"health": "passing"}
+    assert event.data["is"] == {"health": "critical"}
+
+
+def test_an_altered_registration_names_what_is_other(store: Store, reader: Reader) -> None:
+    before = store.apply([complete(instance())])
+    store.apply([present(instance(port=9001, meta={"zone": "b"}))])
+    assert types(reader, before) == ["instance.changed"]
+    event = last(reader, "instance.changed")
+    assert event.data["was"] == {"port": 8001, "meta": {}}
+    assert event.data["is"] == {"port": 9001, "meta": {"zone": "b"}}
+    assert event.data["source"] == "consul"
+    assert event.data["node"] == "n1"
+
+
+def test_a_complete_change_removes_what_it_does_not_name(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(), instance("orders", "orders-1"))])
+    before = store.apply([present(instance("elsewhere", "e1"), source="push")])
+    store.apply([complete(instance())])
+    assert types(reader, before) == ["instance.removed", "module.unavailable"]
+    assert module(reader, "orders").status == "unavailable"
+    assert module(reader, "orders").total == 0
+    assert module(reader, "elsewhere").total == 1
+
+
+def test_the_last_instance_goes_and_the_manifest_stays(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    fetch_all(store, manifest())
+    store.apply([Change(source="consul", gone=(InstanceKey("financial", "n1", "financial-1"),))])
+    found = module(reader)
+    assert (found.status, found.version) == ("unavailable", "1.0.0")
+    with reader.snapshot() as snapshot:
+        assert "financial" in snapshot.manifests(["financial"])
+
+
+def test_one_id_on_two_nodes_is_two_instances(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(node="n1"), instance(node="n2", health=Health.CRITICAL))])
+    assert module(reader).total == 2
+    store.apply([Change(source="consul", gone=(InstanceKey("financial", "n2", "financial-1"),))])
+    assert only_instance(reader).node == "n1"
+
+
+def test_one_id_in_two_modules_is_two_instances(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance("a", "same", node="n1"), instance("b", "same", node="n2"))])
+    assert module(reader, "a").total == module(reader, "b").total == 1
+
+
+def test_altered_and_gone_in_one_batch(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    store.apply(
+        [
+            present(instance(port=9)),
+            Change(source="consul", gone=(instance().key,)),
+            present(instance(port=10)),
+        ]
+    )
+    assert only_instance(reader).port == 10
+
+
+def test_a_lost_registry_keeps_what_it_said(store: Store, reader: Reader) -> None:
+    before = store.apply([complete(instance())])
+    lost = Lost(source="consul", reason="connection refused", retry_in=1)
+    after = store.apply([lost])
+    assert store.apply([lost]) == after, "the same reason told again is nothing new"
+    with reader.snapshot() as snapshot:
+        (source,) = snapshot.sources
+        assert not source.connected
+        assert source.reason == "connection refused"
+        assert snapshot.module("financial") is not None
+    store.apply([complete(instance())])
+    assert types(reader, before) == ["registry.lost", "registry.connected"]
+
+
+def test_a_registry_that_is_followed_no_longer_is_said_to_be_lost(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    store.mark_unfollowed(["push"])
+    event = last(reader, "registry.lost")
+    assert event.registry_name == "consul"
+    assert "LICTOR_REGISTRIES" in event.data["is"]["reason"]
+
+
+def test_a_fetched_manifest_becomes_the_modules(store: Store, reader: Reader) -> None:
+    before = store.apply([complete(instance())])
+    fetched = manifest(title="Finances")
+    fetch_all(store, fetched)
+    assert types(reader, before) == ["instance.changed", "module.manifest_changed"]
+    found, row = module(reader), only_instance(reader)
+    assert (found.version, found.digest, found.title) == ("1.0.0", fetched.parsed.digest, "Finances")
+    assert (row.version, row.digest) == ("1.0.0", fetched.parsed.digest)
+    with reader.snapshot() as snapshot:
+        kept = snapshot.manifests(["financial"])["financial"]
+    assert kept.content.encode() == fetched.parsed.canonical
+
+
+def test_an_unchanged_manifest_is_no_event(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    index = store.apply_fetches([(job, manifest())])
+    assert store.apply_fetches([(job, NotModified('"1.0.0"'))]) == index
+    assert store.apply_fetches([(job, manifest())]) == index
+
+
+def test_the_current_manifest_is_the_highest_version_that_passes(store: Store, reader: Reader) -> None:
+    versions = {"a": "1.9.0", "b": "1.10.0", "c": "1.10.0-rc.1", "d": "2.0.0"}
+    healths = {"d": Health.WARNING}
+    store.apply([complete(*(instance(id_=i, health=healths.get(i, Health.PASSING)) for i in versions))])
+    store.apply_fetches([(job, manifest(version=versions[job.instance.id])) for job in jobs(store)])
+    assert module(reader).version == "1.10.0"
+    store.apply([present(instance(id_="d"))])
+    assert module(reader).version == "2.0.0"
+    store.apply([present(instance(id_="d", health=Health.CRITICAL))])
+    assert module(reader).version == "1.10.0"
+    store.apply([complete()])
+    assert module(reader).version == "1.10.0", "with none passing the last one stays"
+
+
+def test_a_rejected_manifest_leaves_the_good_one(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    before = store.apply_fetches([(job, manifest())])
+    store.apply_fetches([(job, ManifestError("http-status", "it answered 500"))])
+    assert types(reader, before) == ["module.manifest_rejected"]
+    row = only_instance(reader)
+    assert (row.error_type, row.error_detail) == ("http-status", "it answered 500")
+    assert row.version == module(reader).version == "1.0.0"
+    store.apply_fetches([(job, NotModified('"1.0.0"'))])
+    assert only_instance(reader).error_type is None
+    assert last(reader, "instance.changed").data["is"] == {"manifest_error": None}
+
+
+def test_pauses_between_failing_fetches_grow(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    pauses = []
+    for _ in range(12):
+        store.apply_fetches([(job, ManifestError("timeout", "it never came"))])
+        row = only_instance(reader)
+        assert row.fetch_at is not None
+        assert row.error_at is not None
+        pauses.append((row.fetch_at - row.error_at).total_seconds())
+    assert pauses[0] < 2
+    assert 200 < pauses[-1] <= 300 * 1.25
+    assert jobs(store) == []
+
+
+def test_fetches_follow_health_and_registration(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(health=Health.CRITICAL))])
+    assert jobs(store) == []
+    store.apply([present(instance(health=Health.WARNING))])
+    (first,) = jobs(store)
+    store.apply_fetches([(first, manifest())])
+    assert jobs(store) == []
+    store.apply([present(instance(health=Health.WARNING, port=8002))])
+    (second,) = jobs(store)
+    assert second.instance.port == 8002
+    assert second.etag == '"1.0.0"'
+    store.apply([present(instance(health=Health.MAINTENANCE, port=8002))])
+    assert jobs(store) == []
+
+
+def test_an_outcome_from_before_a_new_registration_is_dropped(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (old,) = jobs(store)
+    store.apply([present(instance(port=8002))])
+    store.apply_fetches([(old, manifest())])
+    assert module(reader).version is None
+    assert len(jobs(store)) == 1
+
+
+def test_an_outcome_of_an_instance_that_went_is_dropped(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    store.apply([complete()])
+    store.apply_fetches([(job, manifest())])
+    assert module(reader).version is None
+
+
+def test_a_known_digest_in_the_meta_costs_no_fetch(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    fetched = manifest()
+    fetch_all(store, fetched)
+    announced = instance(id_="financial-2", meta={"manifest_digest": fetched.parsed.digest})
+    store.apply([present(announced)])
+    assert jobs(store) == []
+    with reader.snapshot() as snapshot:
+        assert {row.version for row in snapshot.instances(["financial"])["financial"]} == {"1.0.0"}
+    store.apply([present(instance("other", "o", meta={"manifest_digest": fetched.parsed.digest}))])
+    assert len(jobs(store)) == 1, "a digest counts for the module that it belongs to"
+
+
+def test_due_fetches_tell_when_the_next_one_is(store: Store) -> None:
+    assert store.due_fetches(limit=10) == ([], None)
+    store.apply([complete(instance(id_="a"), instance(id_="b"))])
+    due, _ = store.due_fetches(limit=1)
+    assert len(due) == 1
+    rest, following = store.due_fetches(limit=10, leave_out=[due[0].key])
+    assert len(rest) == 1
+    assert following is None
+    store.apply_fetches([(job, manifest()) for job in jobs(store)])
+    none, following = store.due_fetches(limit=10)
+    assert none == []
+    assert following is not None
+
+
+def test_many_at_once(store: Store, reader: Reader) -> None:
+    everything = [instance(f"m{n % 100}", f"m{n % 100}-{n}", node=f"n{n % 7}") for n in range(2000)]
+    store.apply([complete(*everything)])
+    with reader.snapshot() as snapshot:
+        assert snapshot.index == 1 + 100 + 2000 + 100
+        assert snapshot.sources[0].instances == 2000
+        assert len(snapshot.modules(limit=1000)) == 100
+        assert [event.index for event in snapshot.events(limit=3000)] == list(range(1, 2202))
+
+
+def test_filters(store: Store, reader: Reader) -> None:
+    store.apply(
+        [
+            complete(
+                instance("alpha", "a", tags=("module", "web")),
+                instance("beta", "b", tags=("module", 'we"b'), datacenter="dc2"),
+                instance("gamma", "c", tags=("module", "web", "x_y"), health=Health.CRITICAL),
+            )
+        ]
+    )
+    fetch_all_by_name = [(job, manifest(job.instance.module, title="Käse 100%")) for job in jobs(store)]
+    store.apply_fetches(fetch_all_by_name[:1])
+
+    def names(**wanted: Any) -> list[str]:
+        with reader.snapshot() as snapshot:
+            return [found.name for found in snapshot.modules(ModuleFilter(**wanted))]
+
+    assert names() == ["alpha", "beta", "gamma"]
+    assert names(tag=["web"]) == ["alpha", "gamma"]
+    assert names(tag=["web", "x_y"]) == ["gamma"]
+    assert names(tag=['we"b']) == ["beta"]
+    assert names(tag=["xyy"]) == []
+    assert names(tag=["we"]) == []
+    assert names(datacenter=["dc2", "dc3"]) == ["beta"]
+    assert names(status=["unavailable"]) == ["gamma"]
+    assert names(q="ALPH") == ["alpha"]
+    assert names(q="100%") == ["alpha"]
+    assert names(q="_") == []
+    with reader.snapshot() as snapshot:
+        assert snapshot.status_counts() == {"available": 2, "unavailable": 1}
+        assert snapshot.near_names("alhpa") == ["alpha"]
+
+
+def test_pages_stay_in_order(store: Store, reader: Reader) -> None:
+    store.apply([complete(*(instance("m", f"i{n}") for n in range(5)), instance("a", "a"))])
+    with reader.snapshot() as snapshot:
+        assert [found.name for found in snapshot.modules(limit=1, after="a")] == ["m"]
+        page = snapshot.instance_page("m", limit=2)
+        rest = snapshot.instance_page("m", limit=10, after=page[-1].key)
+    assert len(page) == 2
+    assert len(rest) == 3
+    assert {row.id for row in [*page, *rest]} == {f"i{n}" for n in range(5)}
+
+
+def test_history_is_newest_first(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        store.apply_fetches([(job, manifest(version=version))])
+    with reader.snapshot() as snapshot:
+        first = snapshot.manifest_history("financial", limit=2)
+        rest = snapshot.manifest_history("financial", limit=2, after=first[-1].digest)
+    assert [kept.version for kept in [*first, *rest]] == ["1.2.0", "1.1.0", "1.0.0"]
+
+
+def test_strange_text_is_kept_or_replaced_but_never_fatal(store: Store, reader: Reader) -> None:
+    odd = instance("mod-ü☃", "id/with space?#%", meta={"k": "\x00\ud800"[:1]}, tags=("module", "日本"))
+    store.apply([complete(odd)])
+    fetch_all(store, manifest("mod-ü☃", note="nul\x00inside"))
+    assert only_instance(reader, "mod-ü☃").id == "id/with space?#%"
+    assert module(reader, "mod-ü☃").version == "1.0.0"
+
+
+def test_a_snapshot_does_not_move(store: Store, reader: Reader, database: Database) -> None:
+    store.apply([complete(instance())])
+    with reader.snapshot() as snapshot:
+        store.apply([present(instance("later", "l"))])
+        assert snapshot.module("later") is None
+        assert len(snapshot.events()) == snapshot.index

@@ -1,0 +1,306 @@
+"""The main road: a module registers in a real Consul, its manifest is in the tables; and what goes wrong."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.base import Health, ServiceInstance
+from discovery.consul_client import ConsulClient
+from discovery.consul_config import ConsulConfig
+from manifest_cache.database import Database
+from manifest_cache.models import Instance, Module
+from manifest_cache.push import PushRegistration, PushRegistry
+from manifest_cache.reader import Reader
+from manifest_cache.settings import CacheSettings
+from manifest_cache.sync import Synchronizer
+from tests.consul_server import ConsulServer, RunningConsul, eventually
+from tests.manifest_server import Behaviour, ManifestServer, answer, in_pieces, manifest, reset, silence
+from tests.watching import Beside
+
+
+class Sync:
+    """A synchronizer over a database of its own, and what is read there."""
+
+    def __init__(self, settings: CacheSettings, consul: ConsulConfig | None) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.database.migrate()
+        self.reader = Reader(self.database)
+        self.push = PushRegistry(self.database, settings)
+        self._consul = consul
+
+    def running(self) -> Beside:
+        return Beside(lambda: Synchronizer(self.settings, self._consul).run())
+
+    def module(self, name: str) -> Module | None:
+        with self.reader.snapshot() as snapshot:
+            return snapshot.module(name)
+
+    def instances(self, name: str) -> list[Instance]:
+        with self.reader.snapshot() as snapshot:
+            return snapshot.instances([name])[name]
+
+    def version(self, name: str) -> str | None:
+        found = self.module(name)
+        return found.version if found else None
+
+    def error(self, name: str) -> str | None:
+        rows = self.instances(name)
+        return rows[0].error_type if rows else None
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Sync]]:
+    made: list[Sync] = []
+
+    def make(consul: ConsulConfig | None = None, **settings: Any) -> Sync:
+        url = f"sqlite:///{tmp_path}/lictor-{len(made)}.db"
+        defaults: dict[str, Any] = {"database_url": url, "fetch_deadline": 1.0}
+        made.append(Sync(CacheSettings(**(defaults | settings)), consul))
+        return made[-1]
+
+    yield make
+    for sync in made:
+        sync.database.close()
+
+
+@pytest.fixture
+def sync(make: Callable[..., Sync], consul: RunningConsul) -> Iterator[Sync]:
+    sync = make(consul.config())
+    with sync.running():
+        yield sync
+
+
+@pytest.fixture
+def client(consul: RunningConsul) -> Iterator[ConsulClient]:
+    with consul.client() as client:
+        yield client
+
+
+@pytest.fixture
+def name() -> str:
+    return f"synced-{uuid.uuid4().hex[:8]}"
+
+
+def definition(server: ManifestServer, name: str, **fields: Any) -> dict[str, Any]:
+    check = {"CheckID": fields.get("ID", name), "TTL": "10m", "Status": "passing"}
+    place = {"Address": server.host, "Port": server.port}
+    return {"Name": name, "Tags": ["module"], "Check": check, **place, **fields}
+
+
+def serving(name: str, version: str = "1.0.0", path: str = "/manifest") -> ManifestServer:
+    return ManifestServer({path: manifest({"name": name, "version": version})})
+
+
+def test_from_registration_to_the_tables(sync: Sync, client: ConsulClient, name: str) -> None:
+    with serving(name) as server:
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        found = sync.module(name)
+        assert found is not None
+        assert (found.status, found.registries, found.datacenters) == ("available", ["consul"], ["dc1"])
+        server.routes["/manifest"] = manifest({"name": name, "version": "1.1.0"})
+        client.fail_check(name)
+        eventually(lambda: (module := sync.module(name)) and module.status == "unavailable")
+        client.pass_check(name)
+        eventually(lambda: sync.version(name) == "1.1.0")
+        client.deregister(name)
+        eventually(lambda: (module := sync.module(name)) and module.total == 0)
+        assert sync.version(name) == "1.1.0"
+
+
+def test_the_path_comes_from_the_meta(sync: Sync, client: ConsulClient, name: str) -> None:
+    with serving(name, path="/a/b.json") as server:
+        client.register(definition(server, name, Meta={"manifest_path": "/a/b.json"}))
+        eventually(lambda: sync.version(name) == "1.0.0")
+
+
+HTML = answer("<!doctype html><title>Welcome</title>", headers={"Content-Type": "text/html"})
+DEEP = answer("[" * 10_000 + "]" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [
+        pytest.param(HTML, "not-json", id="HTML with 200"),
+        pytest.param(answer("[]"), "not-an-object", id="not an object"),
+        pytest.param(answer('{"version": "1.0.0"}'), "invalid", id="no name"),
+        pytest.param(
+            answer('{"name": "somebody-else", "version": "1.0.0"}'), "wrong-module", id="other name"
+        ),
+        pytest.param(DEEP, "too-deep", id="10,000 deep"),
+        pytest.param(answer("{" + " " * 50_000_000 + "}"), "too-large", id="50 MB"),
+        pytest.param(in_pieces([b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100], 0.1), "timeout", id="trickle"),
+        pytest.param(silence, "timeout", id="never comes"),
+        pytest.param(reset, "bad-response", id="reset"),
+        pytest.param(
+            answer(status="302 Found", headers={"Location": "http://169.254.169.254/"}),
+            "redirect",
+            id="redirect",
+        ),
+        pytest.param(answer(status="500 Internal Server Error"), "http-status", id="500"),
+        pytest.param(answer(""), "empty", id="empty"),
+    ],
+)
+def test_a_bad_manifest_is_told_and_the_good_one_stays(
+    sync: Sync, client: ConsulClient, name: str, behaviour: Behaviour, error: str
+) -> None:
+    with serving(name) as server, serving(f"{name}-good") as good:
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        server.routes["/manifest"] = behaviour
+        client.register(definition(server, name, Meta={"restarted": "yes"}))
+        eventually(lambda: sync.error(name) == error)
+        (row,) = sync.instances(name)
+        assert row.error_detail
+        assert row.fetch_at is not None, "it is tried again"
+        assert sync.version(name) == row.version == "1.0.0"
+        client.register(definition(good, f"{name}-good"))
+        eventually(lambda: sync.version(f"{name}-good") == "1.0.0")
+        server.routes["/manifest"] = manifest({"name": name, "version": "2.0.0"})
+        eventually(lambda: sync.version(name) == "2.0.0" and sync.error(name) is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        pytest.param({"Port": 1}, "unreachable", id="nobody listens"),
+        pytest.param({"Port": 0}, "no-port", id="no port"),
+        pytest.param({"Meta": {"manifest_path": "//evil.example/x"}}, "bad-path", id="bad path"),
+        pytest.param({"Meta": {"scheme": "file"}}, "bad-scheme", id="bad scheme"),
+    ],
+)
+def test_a_registration_from_which_nothing_can_be_fetched(
+    sync: Sync, client: ConsulClient, name: str, fields: dict[str, Any], error: str
+) -> None:
+    with serving(name) as server:
+        client.register(definition(server, name, **fields))
+        eventually(lambda: sync.error(name) == error)
+        found = sync.module(name)
+        assert found is not None
+        assert found.status == "available", "its health is its own matter"
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+
+
+def test_ipv6(sync: Sync, client: ConsulClient, name: str) -> None:
+    with ManifestServer({"/manifest": manifest({"name": name, "version": "1.0.0"})}, host="::1") as server:
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+
+
+def test_a_known_manifest_is_asked_for_again(
+    make: Callable[..., Sync], consul: RunningConsul, client: ConsulClient, name: str
+) -> None:
+    sync = make(consul.config(), revalidate=0.2)
+    with sync.running(), serving(name) as server:
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        index = sync.reader.index()
+        server.wait_for_requests(3)
+        assert "if-none-match" in server.requests[-1].headers
+        with sync.reader.snapshot() as snapshot:
+            assert not [event for event in snapshot.events(after=index) if event.module == name]
+        server.routes["/manifest"] = manifest({"name": name, "version": "1.0.1"})
+        eventually(lambda: sync.version(name) == "1.0.1")
+
+
+def test_consul_absent_then_there_then_wiped(
+    make: Callable[..., Sync], consul_server: Callable[..., ConsulServer], name: str
+) -> None:
+    server = consul_server()
+    server.kill()
+    sync = make(server.config())
+
+    def connected() -> bool:
+        with sync.reader.snapshot() as snapshot:
+            return any(source.connected for source in snapshot.sources if source.name == "consul")
+
+    with sync.running(), serving(name) as module, server.client() as client:
+        eventually(lambda: sync.reader.index() > 0)
+        assert not connected()
+        server.start()
+        eventually(connected)
+        client.register(definition(module, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        server.kill()
+        eventually(lambda: not connected())
+        found = sync.module(name)
+        assert found is not None
+        assert (found.status, found.version) == ("available", "1.0.0"), "the last known good is kept"
+        server.start()
+        eventually(lambda: connected() and (module := sync.module(name)) and module.total == 0)
+        client.register(definition(module, name))
+        eventually(lambda: (module := sync.module(name)) and module.status == "available")
+
+
+def test_what_was_known_outlives_a_restart(
+    make: Callable[..., Sync], consul: RunningConsul, client: ConsulClient, name: str
+) -> None:
+    sync = make(consul.config())
+    with serving(name) as server, serving(f"{name}-later") as later:
+        with sync.running():
+            client.register(definition(server, name))
+            eventually(lambda: sync.version(name) == "1.0.0")
+        client.register(definition(later, f"{name}-later"))
+        client.deregister(name)
+        with sync.running():
+            eventually(lambda: sync.version(f"{name}-later") == "1.0.0")
+            eventually(lambda: (module := sync.module(name)) and module.total == 0)
+
+
+def test_it_ends_soon(make: Callable[..., Sync], consul: RunningConsul) -> None:
+    sync = make(consul.config())
+    with sync.running() as running:
+        eventually(lambda: sync.reader.index() > 0)
+        begun = time.monotonic()
+        running.stop()
+        assert time.monotonic() - begun < 2
+
+
+def test_a_pushed_registration_is_fetched_at_once(make: Callable[..., Sync], name: str) -> None:
+    sync = make(registries=("push",))
+    with sync.running(), serving(name) as server:
+        instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)
+        sync.push.register(PushRegistration(instance=instance))
+        eventually(lambda: sync.version(name) == "1.0.0")
+
+
+def test_silence_of_a_pushed_instance_is_noticed(make: Callable[..., Sync], name: str) -> None:
+    sync = make(registries=("push",), heartbeat_interval=0.1, deregister_after=1.0)
+    with sync.running(), serving(name) as server:
+        instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)
+        sync.push.register(PushRegistration(instance=instance))
+        eventually(lambda: [row.health for row in sync.instances(name)] == [Health.CRITICAL])
+        eventually(lambda: sync.instances(name) == [])
+
+
+def test_a_database_that_is_locked_for_a_while_loses_nothing(
+    sync: Sync, client: ConsulClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(name) as server:
+        client.register(definition(server, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        with sync.database.write():
+            client.fail_check(name)
+            found = sync.module(name)
+            assert found is not None
+            assert found.status == "available"
+        eventually(lambda: (module := sync.module(name)) and module.status == "unavailable")
+
+
+def test_two_registries_tell_of_one_module(sync: Sync, client: ConsulClient, name: str) -> None:
+    with serving(name) as server:
+        client.register(definition(server, name))
+        instance = ServiceInstance(module=name, id="pushed", address=server.host, port=server.port)
+        sync.push.register(PushRegistration(instance=instance))
+        eventually(lambda: len(sync.instances(name)) == 2)
+        found = sync.module(name)
+        assert found is not None
+        assert found.registries == ["consul", "push"]
