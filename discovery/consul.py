@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ READERS = 3
 
 # Between two queries of one watch, in seconds: a burst of changes is answered together.
 _FLOOR = 0.005
+_SIGN_OF_LIFE = 5.0
 # Changes that nobody takes are held up to this number; then the watch waits.
 _QUEUE = 1000
 
@@ -117,6 +119,7 @@ class _Session:
         self._to_read = _ToRead()
         self._first_pass: set[str] | None = None
         self._told_all = False
+        self._told_at = 0.0
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -173,8 +176,12 @@ class _Session:
             await asyncio.sleep(_FLOOR)
 
     async def _tell(self, altered: Iterable[ServiceInstance], gone: Iterable[InstanceKey] = ()) -> None:
+        present, gone = tuple(altered), tuple(gone)
         if self._told_all:
-            await self._queue.put(Change(source=self._source, present=tuple(altered), gone=tuple(gone)))
+            # Without news, a sign of life now and then is enough.
+            if present or gone or time.monotonic() - self._told_at >= _SIGN_OF_LIFE:
+                self._told_at = time.monotonic()
+                await self._queue.put(Change(source=self._source, present=present, gone=gone))
         elif not self._first_pass and self._first_pass is not None and self._mirror.has_states:
             self._told_all = True
             everything = tuple(self._mirror.instances())
