@@ -3,7 +3,8 @@
 Three queries stay open whatever the number of services: `catalog/services` wakes on every change
 of a registration, `health/state/critical` and `health/state/warning` on every change of health,
 and these two are small even where the catalog is large. What a registration is made of is read
-by `health/service/NAME`, over a few connections more.
+by `health/service/NAME`, over a few connections more; which names to read follows from the names
+and tags that are other, from the checks that were written, and at last from looking at all.
 
 Source: https://developer.hashicorp.com/consul/api-docs/features/blocking
 """
@@ -33,6 +34,8 @@ READERS = 3
 # Between two queries of one watch, in seconds: a burst of changes is answered together.
 _FLOOR = 0.005
 _SIGN_OF_LIFE = 5.0
+# What is known to have changed is read, told and stored before all else is looked through.
+_SETTLE = 0.05
 # Changes that nobody takes are held up to this number; then the watch waits.
 _QUEUE = 1000
 
@@ -117,6 +120,8 @@ class _Session:
         self._queue = queue
         self._mirror = Mirror(tag)
         self._to_read = _ToRead()
+        self._moved = asyncio.Event()
+        self._named = False
         self._first_pass: set[str] | None = None
         self._told_all = False
         self._told_at = 0.0
@@ -126,6 +131,7 @@ class _Session:
             group.create_task(self._watch_state(Health.CRITICAL), name="watch critical")
             group.create_task(self._watch_state(Health.WARNING), name="watch warning")
             group.create_task(self._watch_catalog(), name="watch catalog")
+            group.create_task(self._find_unnamed(), name="find unnamed changes")
             for number in range(READERS):
                 group.create_task(self._read_services(), name=f"read services {number}")
 
@@ -143,9 +149,28 @@ class _Session:
                     self._first_pass = set(self._mirror.names)
                 self._first_pass -= gone.keys()
                 self._to_read.first(renamed)
-                # An index that moved without a name being other may mean any of the services.
-                self._to_read.then(self._mirror.names)
+                self._named = bool(renamed or gone)
+                self._moved.set()
                 await self._tell((), [key for keys in gone.values() for key in keys])
+
+    async def _find_unnamed(self) -> None:
+        """Reads what else may be behind an index that moved.
+
+        A registration that changed need not show in the names and their tags. Mostly its checks
+        are rewritten with it, and one query over all checks names them. What even that does not
+        name may be any service, so all are read again, behind whatever is known to have changed.
+        """
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            if self._named:
+                await asyncio.sleep(_SETTLE)
+            answer = await self._client.query("/v1/health/state/any", dc=self._datacenter)
+            rewritten = self._mirror.all_checks_answered(answer.data)
+            self._to_read.first(rewritten)
+            if rewritten:
+                await asyncio.sleep(_SETTLE)
+            self._to_read.then(self._mirror.names)
 
     async def _read_services(self) -> None:
         while True:
@@ -238,6 +263,7 @@ class Mirror:
         self._checks: dict[Health, dict[tuple[str, str], frozenset[str]]] = {}
         self._index: dict[Health, int] = {}
         self._told: dict[InstanceKey, ServiceInstance] = {}
+        self._written: dict[tuple[str, str], tuple[int, str]] | None = None
         # Instances that were read at a later index than a watch's: their health may turn out
         # other when it catches up, without any check having been named.
         self._ahead: set[InstanceKey] = set()
@@ -264,6 +290,26 @@ class Mirror:
         gone = {name: self._forget(name) for name in self.names if name not in names}
         self.names = names
         return renamed, gone
+
+    def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
+        """Takes an answer of `health/state/any`.
+
+        Returns the names of modules of which a check is new, was written since the last such
+        answer, or is gone; none at the first answer.
+        """
+        before = self._written
+        now = self._written = {
+            (_text(check.get("Node")), _text(check.get("CheckID"))): (
+                int(check.get("ModifyIndex") or 0),
+                _text(check.get("ServiceName")),
+            )
+            for check in checks
+            if check.get("ServiceName") in self.names
+        }
+        if before is None:
+            return []
+        differing = set(before.items()) ^ set(now.items())
+        return sorted({name for _, (_, name) in differing if name in self.names})
 
     def service_answered(
         self, name: str, entries: Iterable[Any], index: int

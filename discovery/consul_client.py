@@ -750,7 +750,7 @@ def _base_url(config: ConsulConfig) -> httpx.URL:
 
 
 def _tells_of_unknown_check(call: Call[Any], status: int, text: str) -> bool:
-    # Consul before 1.11 or so has no status of its own for a check that it does not know.
+    # Older Consuls, 1.8 among them, have no status of its own for a check that they do not know.
     return call.absent is UnknownInstance and status == 500 and "does not have associated TTL" in text
 
 

@@ -26,22 +26,27 @@ async def follow(watcher: Watcher, backoff: Backoff | None = None) -> AsyncGener
     is logged with its traceback, and treated the same: no registry ends the program.
     """
     backoff = backoff or Backoff()
+    told = ""
     while True:
         begun = time.monotonic()
         try:
             async with aclosing(watcher.watch()) as changes:
                 async for change in changes:
+                    told = ""
                     yield change
             reason = "the watch ended by itself"
             pause = backoff.next()
         except DiscoveryError as exc:
             reason = str(exc)
             pause = _pause(exc, backoff, held=time.monotonic() - begun)
-            logger.warning("watch failed source=%s retry_in=%.1fs: %s", watcher.source, pause, reason)
+            # The same trouble is told once: it may last for days.
+            level = logging.DEBUG if reason == told else logging.WARNING
+            logger.log(level, "watch failed source=%s retry_in=%.1fs: %s", watcher.source, pause, reason)
         except Exception as exc:
             reason = f"{type(exc).__name__}: {exc}"
             pause = _pause(exc, backoff, held=time.monotonic() - begun)
             logger.exception("watch failed unexpectedly source=%s retry_in=%.1fs", watcher.source, pause)
+        told = reason
         yield Lost(source=watcher.source, reason=reason, retry_in=pause)
         await asyncio.sleep(pause)
 

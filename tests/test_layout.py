@@ -1,0 +1,66 @@
+"""The tree itself: which way imports run, and the folder consul/, which bears a library's name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import consul
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each package with the ones of ours that it may know.
+MAY_IMPORT = {
+    "discovery": set[str](),
+    "manifest_cache": {"discovery"},
+    "web": {"discovery", "manifest_cache"},
+}
+CONSUL_CLIENT = ROOT / "discovery" / "consul_client.py"
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_the_folder_consul_does_not_hide_the_library() -> None:
+    assert not list((ROOT / "consul").rglob("*.py")), "an __init__.py there would hide python-consul2"
+    assert consul.__file__ is not None, "the library is not installed: the folder was imported instead"
+    assert (ROOT / "consul") not in Path(consul.__file__).parents
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_run_one_way(package: str) -> None:
+    forbidden = MAY_IMPORT.keys() - MAY_IMPORT[package] - {package}
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name in imported(path)
+        if name in forbidden or name == "tests"
+    }
+    assert not wrong
+
+
+def test_the_consul_library_is_touched_in_one_file() -> None:
+    files = [path for package in MAY_IMPORT for path in sources(package) if "consul" in imported(path)]
+    assert files == [CONSUL_CLIENT]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_every_file_begins_by_saying_what_it_is(package: str) -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in sources(package)
+        if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(), path))
+    ]
+    assert not silent
