@@ -1,0 +1,62 @@
+# The ways to run, test and check Lictor; `make` alone lists them. The work is done by scripts/.
+#   make test ARGS="-k digest -x"         passes arguments on to pytest
+#   make test PYTHON=python3.12           makes the environment with another interpreter
+
+.DEFAULT_GOAL := help
+SHELL := bash
+export PYTHON
+ARGS ?=
+python := .venv/bin/python
+
+.PHONY: help setup venv demo test check lint types format wheel-test successor-test docker-test demo-test pins clean
+
+help:            ## List these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+setup: venv      ## Get what the tests need: .venv, a real Consul, PostgreSQL (`make test` does it itself)
+	@scripts/get-consul >/dev/null
+	@scripts/postgres-server >/dev/null
+
+venv:
+	@scripts/venv
+
+demo: venv       ## Start a Consul, Lictor and three sample modules; Ctrl-C ends them all
+	@scripts/get-consul --binary >/dev/null
+	@$(python) scripts/demo.py $(ARGS)
+
+test: setup      ## Run the tests, but for those of wheel-test, docker-test and demo-test
+	@$(python) -m pytest -m "not wheel and not docker and not demo" $(ARGS)
+
+check: test lint types  ## Run the loop of CI: test, lint, types
+
+lint: venv       ## Look for faults of style and substance, in Python and in the scripts
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@.venv/bin/shellcheck .ci/run $$(grep -lE '^#!.*bash' scripts/*)
+
+types: venv      ## Check the types, strictly
+	@$(python) -m mypy --explicit-package-bases discovery manifest_cache web scripts examples tests
+
+format: venv     ## Put the code into its form
+	@$(python) -m ruff check --fix .
+	@$(python) -m ruff format .
+
+wheel-test: venv ## Install the wheel into an empty environment and use it there
+	@$(python) -m pytest -m wheel tests/test_wheel.py $(ARGS)
+
+successor-test:  ## Run the Consul tests on py-consul, the kept successor of python-consul2
+	@scripts/get-consul >/dev/null
+	@scripts/test-on-successor $(ARGS)
+
+docker-test: venv ## Run the tests in containers; starts a Docker engine for them if none runs
+	@scripts/test-in-docker $(ARGS)
+
+demo-test: venv  ## Start the demo, wait for its modules, press Ctrl-C, look for what is left behind
+	@$(python) -m pytest -m demo tests/test_demo.py $(ARGS)
+
+pins:            ## Move constraints.txt to the newest versions that setup.cfg allows
+	@scripts/pin
+
+clean:           ## Remove what setup, tests and builds made in this folder
+	@rm -rf .venv .venv-successor .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
