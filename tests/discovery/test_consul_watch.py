@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def health_is(watching: Watching, name: str, id_: str, health: Health) -> None:
     eventually(lambda: watching.of(name).get(id_) and watching.of(name)[id_].health == health)
 
 
+def knows(watching: Watching, name: str, id_: str) -> bool:
+    return id_ in watching.of(name)
+
+
+def has(watching: Watching, name: str, count: int) -> bool:
+    return len(watching.of(name)) == count
+
+
+def first_told(watching: Watching, name: str, id_: str = "") -> ServiceInstance:
+    eventually(lambda: (id_ or name) in watching.of(name))
+    return watching.of(name)[id_ or name]
+
+
 def test_the_first_word_is_complete(consul: RunningConsul, client: ConsulClient, name: str) -> None:
     client.register(definition(name))
     client.register(definition(f"{name}-other", Tags=["web"]))
@@ -73,7 +87,7 @@ def test_the_first_word_is_complete(consul: RunningConsul, client: ConsulClient,
 
 def test_an_instance_comes_and_goes(client: ConsulClient, watching: Watching, name: str) -> None:
     client.register(definition(name, Meta={"scheme": "https", "k": "v"}, Tags=["module", "web"]))
-    told = eventually(lambda: watching.of(name).get(name))
+    told = first_told(watching, name)
     assert told == ServiceInstance(
         module=name,
         id=name,
@@ -95,10 +109,10 @@ def test_a_second_instance_with_and_without_checks(
 ) -> None:
     for id_, fields in {"one": {}, "two": {}, "three": {"Check": ttl(f"{name}-three")}}.items():
         client.register(definition(name, f"{name}-{id_}", **fields))
-        eventually(lambda id_=id_: f"{name}-{id_}" in watching.of(name))
+        eventually(partial(knows, watching, name, f"{name}-{id_}"))
     for left, id_ in ((2, "one"), (1, "three"), (0, "two")):
         client.deregister(f"{name}-{id_}")
-        eventually(lambda left=left: len(watching.of(name)) == left)
+        eventually(partial(has, watching, name, left))
 
 
 def test_a_check_turns(client: ConsulClient, watching: Watching, name: str) -> None:
@@ -155,7 +169,9 @@ def test_an_altered_registration(
 ) -> None:
     checks = {"Check": ttl(name)} if checked else {}
     client.register(definition(name, **checks))
-    client.register(definition(name, f"{name}-beside", **({"Check": ttl(f"{name}-b")} if checked else {})))
+    client.register(
+        {**definition(name, f"{name}-beside"), **({"Check": ttl(f"{name}-b")} if checked else {})}
+    )
     eventually(lambda: len(watching.of(name)) == 2)
     before = watching.of(name)[name]
     client.register(definition(name, **(checks | fields)))
@@ -206,7 +222,7 @@ def test_one_id_on_two_external_nodes(client: ConsulClient, watching: Watching, 
 
 def test_without_an_address_the_nodes_counts(client: ConsulClient, watching: Watching, name: str) -> None:
     client.send(catalog(name, f"{name}-node"))
-    told = eventually(lambda: watching.of(name).get(name))
+    told = first_told(watching, name)
     assert told.address == "127.0.0.9"
     client.send(gone_from_catalog(f"{name}-node"))
 
@@ -240,7 +256,7 @@ def test_only_the_output_of_a_check(client: ConsulClient, watching: Watching, na
 def test_ipv6_no_port_and_odd_names(client: ConsulClient, watching: Watching, name: str) -> None:
     odd = f"{name} ü/%2F?#"
     client.register(definition(odd, "id with / and ?", Address="::1", Port=0))
-    told = eventually(lambda: watching.of(odd).get("id with / and ?"))
+    told = first_told(watching, odd, "id with / and ?")
     assert (told.address, told.port) == ("::1", 0)
     client.deregister("id with / and ?")
     eventually(lambda: not watching.of(odd))

@@ -18,8 +18,9 @@ from manifest_cache.store import FetchJob, Outcome, Store
 
 
 def instance(module: str = "financial", id_: str = "financial-1", **fields: Any) -> ServiceInstance:
-    values = {"address": "127.0.0.1", "port": 8001, "node": "n1", "datacenter": "dc1", "tags": ("module",)}
-    return ServiceInstance(module=module, id=id_, **(values | fields))
+    place = {"address": "127.0.0.1", "port": 8001, "node": "n1", "datacenter": "dc1"}
+    values: dict[str, Any] = {**place, "tags": ("module",), **fields}
+    return ServiceInstance(module=module, id=id_, **values)
 
 
 def complete(*instances: ServiceInstance, source: str = "consul") -> Change:
