@@ -167,14 +167,13 @@ def test_maintenance_of_an_instance(client: ConsulClient, watching: Watching, na
 def test_an_altered_registration(
     client: ConsulClient, watching: Watching, name: str, fields: dict[str, Any], checked: bool
 ) -> None:
-    checks = {"Check": ttl(name)} if checked else {}
-    client.register(definition(name, **checks))
-    client.register(
-        {**definition(name, f"{name}-beside"), **({"Check": ttl(f"{name}-b")} if checked else {})}
-    )
+    checks: dict[str, Any] = {"Check": ttl(name)} if checked else {}
+    beside: dict[str, Any] = {"Check": ttl(f"{name}-b")} if checked else {}
+    client.register({**definition(name), **checks})
+    client.register({**definition(name, f"{name}-beside"), **beside})
     eventually(lambda: len(watching.of(name)) == 2)
     before = watching.of(name)[name]
-    client.register(definition(name, **(checks | fields)))
+    client.register({**definition(name), **checks, **fields})
     eventually(lambda: watching.of(name)[name] != before)
     after = watching.of(name)[name]
     (field,) = fields
