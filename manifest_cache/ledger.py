@@ -7,7 +7,8 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import delete, func, insert
 from sqlmodel import Session, col, select
@@ -39,6 +40,7 @@ class Ledger:
         self.now = utc_now()
         self._events: list[dict[str, Any]] = []
         self._modules: dict[str, Module] = {}
+        self._fresh: set[str] = set()
         self._new_manifests: dict[tuple[str, str], Manifest] = {}
         self._touched: dict[str, str] = {}
 
@@ -106,44 +108,53 @@ class Ledger:
 
     def _open_modules(self, names: Collection[str], source: Source) -> None:
         """Loads the modules of these names, makes those that are new, and marks all as touched."""
-        unknown = [name for name in sorted(names) if name not in self._modules]
+        unknown = [name for name in sorted(names) if name not in self._modules and name not in self._fresh]
         for some in _chunks(unknown):
             for module in self.session.exec(select(Module).where(col(Module.name).in_(some))):
                 self._modules[module.name] = module
         fresh = [name for name in unknown if name not in self._modules]
         for name in fresh:
-            self._modules[name] = Module(
-                name=name, status="unavailable", first_seen=self.now, last_changed=self.now
-            )
             self._event("module.registered", module=name, registry=source.registry_name)
-        self.session.add_all([self._modules[name] for name in fresh])
-        # Instances refer to their modules, so these rows must be there first.
-        self.session.flush()
+        self._fresh.update(fresh)
+        for some in _chunks(fresh):
+            self.session.execute(insert(Module), [_new_module(name, self.now) for name in some])
         for name in names:
             self._touched[name] = source.registry_name
 
     def _add(self, instances: Sequence[ServiceInstance], source: Source) -> None:
         announced = self._announced(instances)
-        rows = []
-        for instance in instances:
-            row = Instance(
-                source=source.name,
-                registry_name=source.registry_name,
-                module=instance.module,
-                node=instance.node,
-                id=instance.id,
-                **_definition(instance),
-                health=instance.health,
-                first_seen=self.now,
-                last_seen=self.now,
-                last_changed=self.now,
-            )
+        # Plain values: a table model checks each of its fields when it is made, which for many
+        # takes longer than to store them.
+        rows = [cast(Instance, SimpleNamespace(**self._new_instance(one, source))) for one in instances]
+        for row in rows:
             self._plan_fetch(row, announced)
-            rows.append(row)
             self._instance_event("instance.added", row, is_=described(row))
         for some in _chunks(rows):
-            self.session.execute(insert(Instance), [row.model_dump(exclude={"key"}) for row in some])
+            self.session.execute(insert(Instance), [vars(row) for row in some])
         source.instances += len(rows)
+
+    def _new_instance(self, instance: ServiceInstance, source: Source) -> dict[str, Any]:
+        return {
+            "source": source.name,
+            "registry_name": source.registry_name,
+            "module": instance.module,
+            "node": instance.node,
+            "id": instance.id,
+            **_definition(instance),
+            "health": instance.health,
+            "version": None,
+            "digest": None,
+            "etag": None,
+            "error_type": None,
+            "error_detail": None,
+            "error_at": None,
+            "manifest_pushed": False,
+            "fetch_failures": 0,
+            "generation": 0,
+            "first_seen": self.now,
+            "last_seen": self.now,
+            "last_changed": self.now,
+        }
 
     def _alter(self, row: Instance, definition: Mapping[str, Any], health: Health) -> None:
         before = described(row)
@@ -298,7 +309,7 @@ class Ledger:
 
     def _settle_module(self, module: Module, rows: Sequence[Instance], registry: str) -> None:
         status, digest = module.status, module.digest
-        is_new = module.first_seen == self.now
+        is_new = module.name in self._fresh
         sums = _sums(rows)
         if any(getattr(module, name) != value for name, value in sums.items()):
             module.last_changed = self.now
@@ -432,6 +443,17 @@ def _error(row: Instance) -> dict[str, Any] | None:
         "detail": row.error_detail,
         "at": row.error_at and row.error_at.isoformat(),
         "retry_at": row.fetch_at and row.fetch_at.isoformat(),
+    }
+
+
+def _new_module(name: str, now: datetime) -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": "unavailable",
+        **dict.fromkeys(("total", *Health), 0),
+        **{listed: [] for listed in ("tags", "datacenters", "registries")},
+        "first_seen": now,
+        "last_changed": now,
     }
 
 
