@@ -1,1 +1,42 @@
 """Serves what the cache holds: SQL tables in, HTTP and terminal out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from web.settings import Settings
+
+__all__ = ["create_app"]
+
+_ROOM_BESIDE_THE_MANIFEST = 1024 * 1024
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The web application; its settings come from the environment where none are given.
+
+    Nothing is opened before the first request, so that a server may fork after this. Raises
+    ConfigError if the environment's settings are wrong.
+    """
+    # Imported here, so that the command answers without Flask where it needs none.
+    from flask import Flask
+
+    from web import api, backend, errors, health, openapi, pages
+    from web.settings import Settings
+
+    settings = settings or Settings.load()
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = settings.fetch_max_bytes + _ROOM_BESIDE_THE_MANIFEST
+    # A path with two slashes is another path, and is not there: no redirect that guesses.
+    app.url_map.merge_slashes = False
+    backend.install(app, settings)
+    errors.register(app)
+    for bp in api.BLUEPRINTS:
+        app.register_blueprint(bp, url_prefix=api.PREFIX)
+    for bp in (health.bp, openapi.bp):
+        app.register_blueprint(bp)
+    pages.install(app)
+    openapi.install(app)
+    return app

@@ -1,0 +1,8 @@
+"""The API, a blueprint per subject: `BLUEPRINTS` are all that lie under `/api/v1`."""
+
+from __future__ import annotations
+
+from web.api import events, meta, modules, push
+
+PREFIX = "/api/v1"
+BLUEPRINTS = (modules.bp, events.bp, push.bp, meta.bp)

@@ -1,0 +1,193 @@
+"""Modules, their instances and their manifests: what the cache holds in, JSON out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from flask import Blueprint
+
+from manifest_cache import models
+from manifest_cache.reader import ModuleFilter
+from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
+from web.operation import read
+from web.reading import Read, broken_cursor, cursor_behind, page, place_behind
+from web.schemas import (
+    AS_ITS_SCHEMA,
+    Instance,
+    InstanceList,
+    InstancesQuery,
+    ManifestEntry,
+    ManifestList,
+    ManifestPath,
+    Module,
+    ModuleList,
+    ModulePath,
+    ModuleQuery,
+    ModulesQuery,
+    PageQuery,
+    instance_shapes,
+)
+
+bp = Blueprint("modules", __name__)
+
+_MANIFEST_SCHEMA = {"type": "object", "description": AS_ITS_SCHEMA}
+
+
+@bp.get("/modules")
+@read(
+    summary="All modules",
+    tag="modules",
+    description="In the order of their names. With `include=manifest,instances` one call replaces a crawl.",
+    query=ModulesQuery,
+    answer=ModuleList,
+)
+def list_modules(read: Read, query: ModulesQuery) -> ModuleList:
+    after = place_behind("modules", query.cursor, str)
+    read.unless_known()
+    wanted = ModuleFilter(status=query.status, tag=query.tag, datacenter=query.datacenter, q=query.q)
+    rows, last = page(read.snapshot.modules(wanted, limit=query.limit + 1, after=after), query.limit)
+    return ModuleList(
+        items=_shapes(read, rows, query.include),
+        next=cursor_behind("modules", last.name) if last else None,
+        index=read.snapshot.index,
+    )
+
+
+@bp.get("/modules/<name>")
+@read(
+    summary="One module, with its instances",
+    tag="modules",
+    path=ModulePath,
+    query=ModuleQuery,
+    answer=Module,
+    problems=(UnknownModule,),
+)
+def show_module(read: Read, name: str, query: ModuleQuery) -> Module:
+    module = known_module(read, name)
+    read.unless_known(registries=module.registries)
+    return _shapes(read, [module], [*query.include, "instances"])[0]
+
+
+@bp.get("/modules/<name>/manifest")
+@read(
+    summary="The current manifest",
+    tag="manifests",
+    description="Byte for byte canonical JSON (RFC 8785). The ETag is its digest.",
+    path=ModulePath,
+    schema=_MANIFEST_SCHEMA,
+    answer_description="The manifest.",
+    problems=(UnknownModule, NoManifest),
+)
+def show_manifest(read: Read, name: str) -> bytes:
+    module = known_module(read, name)
+    manifest = read.snapshot.manifest(name, module.digest) if module.digest else None
+    if manifest is None:
+        raise _no_manifest(read, name)
+    read.unless_known(etag=manifest.digest, registries=module.registries)
+    return manifest.content.encode()
+
+
+@bp.get("/modules/<name>/manifests")
+@read(
+    summary="The manifests that a module had",
+    tag="manifests",
+    description="The newest first.",
+    path=ModulePath,
+    query=PageQuery,
+    answer=ManifestList,
+    problems=(UnknownModule,),
+)
+def list_manifests(read: Read, name: str, query: PageQuery) -> ManifestList:
+    module = known_module(read, name)
+    after = place_behind("manifests", query.cursor, str)
+    if after is not None and read.snapshot.manifest(name, after) is None:
+        raise broken_cursor()
+    read.unless_known(registries=module.registries)
+    history = read.snapshot.manifest_history(name, limit=query.limit + 1, after=after)
+    rows, last = page(history, query.limit)
+    return ManifestList(
+        items=[ManifestEntry.of(row, module) for row in rows],
+        next=cursor_behind("manifests", last.digest) if last else None,
+        index=read.snapshot.index,
+    )
+
+
+@bp.get("/modules/<name>/manifests/<digest>")
+@read(
+    summary="One of the manifests that a module had",
+    tag="manifests",
+    description="Byte for byte canonical JSON (RFC 8785). The ETag is its digest.",
+    path=ManifestPath,
+    schema=_MANIFEST_SCHEMA,
+    answer_description="The manifest.",
+    problems=(UnknownModule, UnknownManifest),
+)
+def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
+    module = known_module(read, name)
+    manifest = read.snapshot.manifest(name, digest)
+    if manifest is None:
+        raise UnknownManifest(f"The module {name} has no manifest {digest}. {UnknownManifest.advice}")
+    read.unless_known(etag=manifest.digest, registries=module.registries)
+    return manifest.content.encode()
+
+
+@bp.get("/modules/<name>/instances")
+@read(
+    summary="The instances of a module",
+    tag="modules",
+    description="In the order in which they became known.",
+    path=ModulePath,
+    query=InstancesQuery,
+    answer=InstanceList,
+    problems=(UnknownModule,),
+)
+def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList:
+    module = known_module(read, name)
+    after = place_behind("instances", query.cursor, int)
+    read.unless_known(registries=module.registries)
+    found = read.snapshot.instance_page(name, passing=query.passing, limit=query.limit + 1, after=after)
+    rows, last = page(found, query.limit)
+    return InstanceList(
+        items=instance_shapes(read.snapshot, rows),
+        next=cursor_behind("instances", last.key or 0) if last else None,
+        index=read.snapshot.index,
+    )
+
+
+def known_module(read: Read, name: str) -> models.Module:
+    """The module of this name. Raises UnknownModule with names that are like it."""
+    module = read.snapshot.module(name)
+    if module is None:
+        near = read.snapshot.near_names(name)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownModule(f"There is no module {shortened(name)}.{hint}", near=near)
+    return module
+
+
+def _no_manifest(read: Read, name: str) -> Problem:
+    faults = [row.error_detail for row in read.snapshot.instances([name])[name] if row.error_detail]
+    why = f"The last try failed: {faults[0]}" if faults else "None was fetched so far."
+    return NoManifest(f"The module {name} has no manifest yet. {why}")
+
+
+def _shapes(read: Read, rows: Sequence[models.Module], include: Collection[str]) -> list[Module]:
+    names = [row.name for row in rows]
+    instances = _instances(read, names) if "instances" in include else None
+    manifests = read.snapshot.manifests(names) if "manifest" in include else None
+    return [
+        Module.of(
+            row,
+            instances=None if instances is None else instances.get(row.name, []),
+            manifest="left out" if manifests is None else manifests.get(row.name),
+        )
+        for row in rows
+    ]
+
+
+def _instances(read: Read, names: Sequence[str]) -> dict[str, list[Instance]]:
+    rows = [row for of_module in read.snapshot.instances(names).values() for row in of_module]
+    shapes: dict[str, list[Instance]] = defaultdict(list)
+    for shape in instance_shapes(read.snapshot, rows):
+        shapes[shape.module].append(shape)
+    return shapes

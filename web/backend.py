@@ -1,0 +1,96 @@
+"""What the views work on: settings in, a reader and a push registry on this process's own database out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flask import Flask, current_app
+
+from manifest_cache.database import Database, StoreUnavailable
+from manifest_cache.push import PushRegistry
+from manifest_cache.reader import Reader, Snapshot
+from web.push_guard import PushGuard
+from web.settings import Settings
+
+_EXTENSION = "lictor"
+
+
+class Backend:
+    """The database behind one application, opened by each process when it first needs it.
+
+    Connections must not be shared with a process that forked this one, so what a parent opened is
+    left alone. Until the schema was once seen to be right it is looked at before each use, and
+    again after the database was away.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.push_guard = PushGuard(settings)
+        self._lock = threading.Lock()
+        self._database: Database | None = None
+        self._owner = 0
+        self._of_parents: list[Database] = []
+        self._schema_is_right = False
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """One consistent state of the cache. Raises SchemaMismatch or StoreUnavailable."""
+        with self._checked() as database, Reader(database).snapshot() as snapshot:
+            yield snapshot
+
+    @contextmanager
+    def push(self) -> Iterator[PushRegistry]:
+        """The push registry. Raises SchemaMismatch or StoreUnavailable."""
+        with self._checked() as database:
+            yield PushRegistry(database, self.settings)
+
+    def check(self) -> None:
+        """Raises SchemaMismatch or StoreUnavailable where the cache cannot be read."""
+        self._schema_is_right = False
+        with self.snapshot():
+            pass
+
+    def close(self) -> None:
+        """Closes this process's connections; the next use opens new ones."""
+        with self._lock:
+            if self._database is not None and self._owner == os.getpid():
+                self._database.close()
+            self._database = None
+
+    @contextmanager
+    def _checked(self) -> Iterator[Database]:
+        database = self._own_database()
+        try:
+            if not self._schema_is_right:
+                database.check_schema()
+                self._schema_is_right = True
+            yield database
+        except StoreUnavailable:
+            self._schema_is_right = False
+            raise
+
+    def _own_database(self) -> Database:
+        with self._lock:
+            if self._database is not None and self._owner != os.getpid():
+                # Kept, for if it were collected it would end the parent's connections.
+                self._of_parents.append(self._database)
+                self._database = None
+            if self._database is None:
+                self._database = Database(self.settings.database_url)
+                self._owner = os.getpid()
+                self._schema_is_right = False
+            return self._database
+
+
+def install(app: Flask, settings: Settings) -> Backend:
+    backend = app.extensions[_EXTENSION] = Backend(settings)
+    return backend
+
+
+def backend() -> Backend:
+    """The backend of the application that answers the current request."""
+    found: Backend = current_app.extensions[_EXTENSION]
+    return found

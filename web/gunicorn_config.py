@@ -1,0 +1,124 @@
+"""gunicorn's settings: Lictor's in, module variables of gunicorn's names out.
+
+`gunicorn -c python:web.gunicorn_config` serves Lictor. Threads (gthread) keep connections alive and
+wait for the database at the same time; `reuse_port` gives each worker a queue of its own, so that
+the kernel spreads kept-alive connections evenly, where otherwise one worker may get them all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from discovery.errors import ConfigError
+from web.logs import logging_config
+from web.settings import UNIX, Settings
+
+logger = logging.getLogger(__name__)
+
+_WRONG_SETTINGS = 2
+_CANNOT_LISTEN = 1
+
+
+def _load() -> Settings:
+    try:
+        return Settings.load()
+    except ConfigError as exc:
+        sys.stderr.write(
+            "".join(f"{line}\n" for line in ("wrong settings:", *(f"  {fault}" for fault in exc.faults)))
+        )
+        sys.exit(_WRONG_SETTINGS)
+
+
+def on_starting(server: Any) -> None:
+    """Refuses at once what gunicorn would try five times, and what `reuse_port` would let through.
+
+    Another server with `reuse_port` would share the port, and answer some of the requests.
+    """
+    # A new program that takes over from the running one (SIGUSR2) finds its port in use by right.
+    if "GUNICORN_PID" not in os.environ:
+        _check_address()
+
+
+def when_ready(server: Any) -> None:
+    logger.info("serving on %s: %d processes of %d threads", _settings.url, workers, threads)
+    if "push" in _settings.registries and not _settings.is_loopback and _settings.push_token_file is None:
+        logger.warning(
+            "pushes are refused: %s is not loopback, and LICTOR_PUSH_TOKEN_FILE is not set", _settings.bind
+        )
+
+
+def _check_address() -> None:
+    address = _settings.host_port
+    try:
+        if address is None:
+            _check_unix_socket(Path(_settings.bind.removeprefix(UNIX)))
+            return
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As a server would: ports of connections that ended lately are free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(tuple(address))
+            probe.listen(1)
+    except OSError as exc:
+        _refuse(exc)
+
+
+def _check_unix_socket(path: Path) -> None:
+    """Raises OSError where a server listens, or where none could."""
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"no socket can be made in {path.parent}")
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            # Left behind by a server that ended; gunicorn replaces it.
+            return
+        raise FileExistsError("another server listens on it")
+
+
+def _refuse(exc: OSError) -> NoReturn:
+    sys.stderr.write(
+        f"LICTOR_BIND: cannot listen on {_settings.bind}: {exc.strerror or exc}. End what listens "
+        "there, or choose another address.\n"
+    )
+    sys.exit(_CANNOT_LISTEN)
+
+
+_settings = _load()
+
+wsgi_app = "web.wsgi:app"
+proc_name = "lictor"
+# Wrong settings and faulty imports end the start once, not once per worker.
+preload_app = True
+
+bind = _settings.bind
+reuse_port = _settings.host_port is not None
+backlog = 2048
+
+worker_class = "gthread"
+workers = _settings.workers
+threads = _settings.threads
+worker_connections = 1000
+# In memory where there is such a place: on a slow disk a heartbeat file can hold a worker up.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+
+timeout = 60
+graceful_timeout = 10
+# Longer than proxies keep theirs, so that it is not this side that ends a connection in use.
+keepalive = 75
+
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+
+control_socket_disable = True
+accesslog = None
+loglevel = _settings.log_level
+logconfig_dict = logging_config(_settings)

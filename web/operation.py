@@ -1,0 +1,163 @@
+"""Operations of the API: one description each, from which requests are checked and the document is made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from flask import Response, request
+from pydantic import BaseModel
+
+from web import errors, parsing
+from web.backend import backend
+from web.errors import NotAcceptable, Problem
+from web.parsing import JSON
+from web.reading import INDEX_HEADER, NotModified, Read
+from web.schemas import NoParameters
+
+View: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What an operation takes and answers.
+
+    A view gets the path's fields by name, the checked `query` where there is one, and where there
+    is a `body` the JSON object that was sent as `document`: it checks that against the same model,
+    for it may know of more faults. It returns an `answer`, the bytes of a JSON document of this
+    `schema`, or nothing. `problems` are those of its own; those of its kind are added.
+    """
+
+    summary: str
+    tag: str
+    description: str = ""
+    path: type[BaseModel] = NoParameters
+    query: type[BaseModel] = NoParameters
+    body: type[BaseModel] | None = None
+    answer: type[BaseModel] | None = None
+    answer_description: str = ""
+    schema: Mapping[str, Any] | None = None
+    status: int = 200
+    headers: tuple[str, ...] = ()
+    problems: tuple[type[Problem], ...] = field(default=())
+    conditional: bool = False
+    needs_token: bool = False
+
+
+class Endpoint:
+    """A view of Flask that checks a request by its operation before the view's own function sees it."""
+
+    def __init__(self, operation: Operation, function: View) -> None:
+        self.operation = operation
+        self._function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, **path: str) -> Response:
+        return self._answer(self._arguments(path))
+
+    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
+        _check_accept()
+        operation = self.operation
+        arguments = dict(parsing.path_of(operation.path, path))
+        query = parsing.query_of(operation.query, request.args)
+        if operation.query is not NoParameters:
+            arguments["query"] = query
+        return arguments
+
+    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+        return self._respond(self._function(**arguments))
+
+    def _respond(self, answer: BaseModel | bytes | None) -> Response:
+        if isinstance(answer, BaseModel):
+            return Response(
+                answer.model_dump_json(exclude_unset=True), self.operation.status, content_type=JSON
+            )
+        if isinstance(answer, bytes):
+            return Response(answer, self.operation.status, content_type=JSON)
+        # Nothing has no type.
+        response = Response(status=self.operation.status)
+        del response.headers["Content-Type"]
+        return response
+
+
+class ReadEndpoint(Endpoint):
+    """Answers from one state of the cache, which the view gets as `read`; 304 to who knows it."""
+
+    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+        with backend().snapshot() as snapshot:
+            read = Read(snapshot)
+            try:
+                response = self._respond(self._function(read=read, **arguments))
+            except NotModified:
+                response = Response(status=304)
+                del response.headers["Content-Type"]
+            except Problem as problem:
+                raise read.explain(problem) from None
+            return read.finish(response)
+
+
+class WriteEndpoint(Endpoint):
+    """Changes the push registry, which the view gets as `registry`; who may not is refused first.
+
+    The view returns its answer and the index that it brought about.
+    """
+
+    def __call__(self, **path: str) -> Response:
+        backend().push_guard.check(request)
+        return super().__call__(**path)
+
+    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
+        arguments = super()._arguments(path)
+        if self.operation.body is not None:
+            arguments["document"] = parsing.document_of(request)
+        return arguments
+
+    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+        with backend().push() as registry:
+            answer, index = self._function(registry=registry, **arguments)
+        response = self._respond(answer)
+        response.headers[INDEX_HEADER] = str(index)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+
+def read(**described: Any) -> Callable[[View], ReadEndpoint]:
+    """Makes a view an operation that reads the cache."""
+    problems = (*described.pop("problems", ()), *_OF_EVERY_REQUEST, *_OF_THE_DATABASE)
+    operation = Operation(**described, problems=problems, conditional=True)
+    return lambda function: ReadEndpoint(operation, function)
+
+
+def write(**described: Any) -> Callable[[View], WriteEndpoint]:
+    """Makes a view an operation that changes the push registry."""
+    of_body = _OF_A_BODY if described.get("body") else ()
+    problems = (
+        *described.pop("problems", ()),
+        *of_body,
+        *_OF_THE_GUARD,
+        *_OF_EVERY_REQUEST,
+        *_OF_THE_DATABASE,
+    )
+    operation = Operation(**described, problems=problems, headers=(INDEX_HEADER,), needs_token=True)
+    return lambda function: WriteEndpoint(operation, function)
+
+
+def plain(**described: Any) -> Callable[[View], Endpoint]:
+    """Makes a view an operation that needs neither."""
+    problems = (*described.pop("problems", ()), *_OF_EVERY_REQUEST)
+    operation = Operation(**described, problems=problems)
+    return lambda function: Endpoint(operation, function)
+
+
+_OF_EVERY_REQUEST = (errors.BadParameter, errors.BadRequest, NotAcceptable, errors.InternalError)
+_OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
+_OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
+_OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
+
+
+def _check_accept() -> None:
+    accepted = request.accept_mimetypes
+    if accepted and not accepted.best_match([JSON]):
+        raise NotAcceptable(f"The answer comes as {JSON}, which the header Accept ({accepted}) leaves out.")

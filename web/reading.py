@@ -1,0 +1,108 @@
+"""What every read of the cache has in common: its index, its ETag, how stale it is, and 304."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
+
+from flask import Response, request
+
+from manifest_cache import models
+from manifest_cache.reader import Snapshot
+from web.errors import BadParameter, Problem
+from web.schemas import LARGEST_INDEX, rfc3339
+
+INDEX_HEADER = "X-Lictor-Index"
+STALE_HEADER = "X-Lictor-Stale"
+
+Row = TypeVar("Row")
+Place = TypeVar("Place", str, int)
+
+
+class NotModified(Exception):
+    """The client has this answer already."""
+
+
+class Read:
+    """One read: the state that it is answered from, and what its headers will say."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._etag = str(snapshot.index)
+        self._lost = [source for source in snapshot.sources if not source.connected]
+
+    def unless_known(self, *, etag: str | None = None, registries: Collection[str] = ()) -> None:
+        """Raises NotModified if the client has this answer; to be called once it is known that there is one.
+
+        `etag` stands in for the index, `registries` are those that feed the answer, empty for all.
+        """
+        if etag is not None:
+            self._etag = etag
+        if registries:
+            self._lost = [source for source in self._lost if source.registry_name in registries]
+        if request.if_none_match.contains_weak(self._etag):
+            raise NotModified
+
+    @property
+    def lost(self) -> Sequence[models.Source]:
+        """The sources that feed the answer and are out of reach."""
+        return self._lost
+
+    def finish(self, response: Response) -> Response:
+        response.set_etag(self._etag)
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers.extend(self.headers())
+        return response
+
+    def headers(self) -> dict[str, str]:
+        headers = {INDEX_HEADER: str(self.snapshot.index)}
+        if self._lost:
+            headers[STALE_HEADER] = stale(self._lost)
+        return headers
+
+    def explain(self, problem: Problem) -> Problem:
+        """The problem, with the state that it was found in: a stale cache may be why something is unknown."""
+        problem.headers.update(self.headers())
+        return problem
+
+
+def stale(lost: Iterable[models.Source]) -> str:
+    return ", ".join(f"{source.name}; since={rfc3339(source.since)}" for source in lost)
+
+
+def page(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], Row | None]:
+    """Of rows that were read with one more than the limit: the page, and its last row if more follow."""
+    return rows[:limit], rows[limit - 1] if len(rows) > limit else None
+
+
+def cursor_behind(what: str, place: str | int) -> str:
+    """An opaque cursor for the page of `what` that begins behind `place`."""
+    packed = json.dumps([what, place], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+
+def place_behind(what: str, cursor: str | None, kind: type[Place]) -> Place | None:
+    """The place that `cursor_behind` packed. Raises BadParameter if it is none, or one of another list."""
+    if cursor is None:
+        return None
+    try:
+        packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        found, place = json.loads(packed)
+    except (binascii.Error, ValueError, TypeError, RecursionError):
+        raise broken_cursor() from None
+    if found != what or type(place) is not kind or not _is_sound(place):
+        raise broken_cursor()
+    return place
+
+
+def _is_sound(place: str | int) -> bool:
+    if isinstance(place, int):
+        return 0 <= place <= LARGEST_INDEX
+    return place.isprintable() and place == place.encode(errors="replace").decode()
+
+
+def broken_cursor() -> BadParameter:
+    return BadParameter.of([("cursor", "is not one that this list gave out: leave it away to start anew")])

@@ -1,0 +1,155 @@
+"""Settings of the web server: environment in, checked values and sensible defaults for this machine out."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from discovery.names import address_fault
+from manifest_cache.settings import CacheSettings
+
+UNIX = "unix:"
+_FEWEST_WORKERS = 2
+_MOST_WORKERS = 8
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+class HostPort(NamedTuple):
+    """Where a TCP server listens; an IPv6 address stands without brackets."""
+
+    host: str
+    port: int
+
+
+class Settings(CacheSettings):
+    """All settings of Lictor: those of discovery, of the cache, and of the web server."""
+
+    bind: str = Field(
+        default="127.0.0.1:8080",
+        description="Where the web server listens: `HOST:PORT`, `[IPv6]:PORT`, `:PORT` (all IPv4 addresses) "
+        "or `unix:/PATH`.",
+    )
+    push_token_file: Path | None = Field(
+        default=None,
+        description="A file with the bearer token that whoever registers by push must send. It is read again "
+        "when it changes. Without it, pushing is taken only while the server listens on loopback.",
+    )
+    workers: int = Field(
+        default_factory=lambda: default_workers(),
+        ge=1,
+        le=256,
+        description="How many processes serve.",
+    )
+    threads: int = Field(
+        default=8, ge=1, le=256, description="How many requests each process serves at once."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="From which gravity on messages are logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How messages are logged: lines for people, or one JSON object per line."
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _somewhere_to_listen(cls, bind: str) -> str:
+        if bind.startswith(UNIX):
+            if not bind.removeprefix(UNIX).startswith("/"):
+                raise ValueError("must name an absolute path after `unix:`")
+            return bind
+        host, port = _split(bind)
+        if host and (fault := address_fault(host)) and not _is_unspecified(host):
+            raise ValueError(fault)
+        if not 1 <= port <= 65535:
+            raise ValueError("must end in a port from 1 to 65535")
+        return bind
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_whatever_case(cls, level: object) -> object:
+        return level.lower() if isinstance(level, str) else level
+
+    @field_validator("push_token_file")
+    @classmethod
+    def _push_is_used(cls, path: Path | None, others: ValidationInfo) -> Path | None:
+        if path is not None and path == Path():
+            raise ValueError("is empty: name a file, or leave it unset")
+        if path is not None and "push" not in others.data.get("registries", ("push",)):
+            raise ValueError("is set, but LICTOR_REGISTRIES does not name `push`")
+        return path
+
+    @property
+    def host_port(self) -> HostPort | None:
+        """The address that `bind` names, None for a Unix socket."""
+        if self.bind.startswith(UNIX):
+            return None
+        host, port = _split(self.bind)
+        return HostPort(host or "0.0.0.0", port)  # noqa: S104 - asked for by ":PORT"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server over TCP."""
+        return self.host_port is not None and is_loopback(self.host_port.host)
+
+    @property
+    def url(self) -> str:
+        """The address to open on this machine, or the Unix socket's."""
+        if self.host_port is None:
+            return self.bind
+        host, port = self.host_port
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this name or address is the machine's own.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.9", "::1", "localhost.example", "10.0.0.1")]
+    [True, True, True, False, False]
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def default_workers() -> int:
+    """One process per core that this process may use, at least two and at most eight.
+
+    Two, so that a reload or a crash of one leaves one that answers; eight, as each has its own
+    connections to the database, and a read costs well under a millisecond of processor.
+    """
+    return max(_FEWEST_WORKERS, min(_MOST_WORKERS, usable_cores()))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: a container is often allowed fewer than there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def _split(bind: str) -> HostPort:
+    host, separator, port = bind.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not separator or not port.isascii() or not port.isdigit() or (":" in host and not bracketed):
+        raise ValueError("must be HOST:PORT, [IPv6]:PORT, :PORT or unix:/PATH")
+    return HostPort(host.strip("[]"), int(port))
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
