@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,12 @@ class _FileSignal:
     def after_commit(self) -> None:
         # What is committed stays committed if the file cannot be written: watches then wake late.
         with contextlib.suppress(OSError):
-            self._path.write_bytes(b"\n")
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                # Written in place: a file that is emptied first is flushed to the disk when closed.
+                os.pwrite(file, b"\n", 0)
+            finally:
+                os.close(file)
 
     def watch(self) -> CommitWatch:
         if not self._path.exists():
