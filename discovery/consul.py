@@ -16,7 +16,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +36,8 @@ _FLOOR = 0.005
 _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
+# Between two services that are read in passing.
+_PACE = 0.02
 # Changes that nobody takes are held up to this number; then the watch waits.
 _QUEUE = 1000
 
@@ -121,7 +123,7 @@ class _Session:
         self._mirror = Mirror(tag)
         self._to_read = _ToRead()
         self._moved = asyncio.Event()
-        self._named = False
+        self._unnamed = False
         self._first_pass: set[str] | None = None
         self._told_all = False
         self._told_at = 0.0
@@ -149,7 +151,7 @@ class _Session:
                     self._first_pass = set(self._mirror.names)
                 self._first_pass -= gone.keys()
                 self._to_read.first(renamed)
-                self._named = bool(renamed or gone)
+                self._unnamed |= not (renamed or gone)
                 self._moved.set()
                 await self._tell((), [key for keys in gone.values() for key in keys])
 
@@ -158,19 +160,22 @@ class _Session:
 
         A registration that changed need not show in the names and their tags. Mostly its checks
         are rewritten with it, and one query over all checks names them. What even that does not
-        name may be any service, so all are read again, behind whatever is known to have changed.
+        name may be any service, so all are read again: at once if nothing at all was named, and in
+        passing if something was, for that will mostly have been all.
         """
         while True:
             await self._moved.wait()
             self._moved.clear()
-            if self._named:
+            unnamed, self._unnamed = self._unnamed, False
+            if not unnamed:
                 await asyncio.sleep(_SETTLE)
             answer = await self._client.query("/v1/health/state/any", dc=self._datacenter)
             rewritten = self._mirror.all_checks_answered(answer.data)
             self._to_read.first(rewritten)
-            if rewritten:
-                await asyncio.sleep(_SETTLE)
-            self._to_read.then(self._mirror.names)
+            if unnamed and not rewritten:
+                self._to_read.then(self._mirror.names)
+            else:
+                self._to_read.in_passing(self._mirror.names)
 
     async def _read_services(self) -> None:
         while True:
@@ -214,11 +219,17 @@ class _Session:
 
 
 class _ToRead:
-    """Names of services that are to be read: each once, those likeliest to have changed first."""
+    """Names of services that are to be read: each once, those likeliest to have changed first.
+
+    What is to be read in passing only is given out slowly, so that it costs little however many
+    changes come one after the other.
+    """
 
     def __init__(self) -> None:
         self._first: dict[str, None] = {}
         self._then: dict[str, None] = {}
+        self._in_passing: dict[str, None] = {}
+        self._next_in_passing = 0.0
         self._filled = asyncio.Event()
 
     def first(self, names: Iterable[str]) -> None:
@@ -226,16 +237,30 @@ class _ToRead:
         self._filled.set()
 
     def then(self, names: Iterable[str]) -> None:
-        self._then.update(dict.fromkeys(name for name in names if name not in self._first))
+        self._then.update(dict.fromkeys(names))
+        self._filled.set()
+
+    def in_passing(self, names: Iterable[str]) -> None:
+        self._in_passing.update(dict.fromkeys(names))
         self._filled.set()
 
     async def take(self) -> str:
-        while not (self._first or self._then):
+        while True:
+            if names := self._first or self._then:
+                return self._given(next(iter(names)))
+            pause = self._next_in_passing - time.monotonic()
+            if self._in_passing and pause <= 0:
+                self._next_in_passing = time.monotonic() + _PACE
+                return self._given(next(iter(self._in_passing)))
             self._filled.clear()
-            await self._filled.wait()
-        names = self._first or self._then
-        name = next(iter(names))
-        del names[name]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause if self._in_passing else None):
+                    await self._filled.wait()
+
+    def _given(self, name: str) -> str:
+        """It is read now, so whatever else it was to be read for is done with that."""
+        for names in (self._first, self._then, self._in_passing):
+            names.pop(name, None)
         return name
 
 
