@@ -1,0 +1,65 @@
+"""`lictor sync`: settings in, a running synchronizer out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from web.cli.cache import refuse_missing_file
+from web.cli.configuration import load_all
+from web.cli.epilog import epilog
+
+if TYPE_CHECKING:
+    from manifest_cache.sync import Synchronizer
+
+logger = logging.getLogger(__name__)
+
+
+@click.command(
+    epilog=epilog(
+        "CONSUL_HTTP_ADDR=consul.example:8500 lictor sync",
+        status="0 it was ended by a signal, 1 the database has another schema, 2 wrong use or wrong "
+        "settings.",
+    )
+)
+def sync() -> None:
+    """Run the synchronizer alone.
+
+    It follows the registries, fetches manifests and keeps the cache. SIGTERM and SIGINT end it
+    within two seconds. Consul and modules may be away, now or later: it says so, and goes on
+    trying.
+    """
+    from logging.config import dictConfig
+
+    from manifest_cache.database import Database
+    from manifest_cache.sync import Synchronizer
+    from web.logs import logging_config
+
+    settings, consul = load_all()
+    dictConfig(logging_config(settings))
+    database = Database(settings.database_url)
+    refuse_missing_file(database)
+    database.close()
+    asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
+
+
+async def _run_until_signal(synchronizer: Synchronizer) -> None:
+    running = asyncio.ensure_future(synchronizer.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Under nohup a hangup is ignored on purpose.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, _end, running, number)
+    try:
+        await running
+    except asyncio.CancelledError:
+        logger.info("ended")
+
+
+def _end(running: asyncio.Future[None], number: signal.Signals) -> None:
+    logger.info("ending for %s", number.name)
+    running.cancel()
