@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, func, insert
-from sqlmodel import Session, col, select
+from sqlalchemy import Connection, func, insert
+from sqlmodel import Session, SQLModel, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.manifest import ParsedManifest, version_key
-from manifest_cache.models import Event, Instance, Manifest, Module, Source, utc_now
+from manifest_cache.models import Instance, Manifest, Module, Source, utc_now
 from manifest_cache.settings import CacheSettings
+from manifest_cache.working_set import Rows, chunks
 
+_EVENTS = SQLModel.metadata.tables["events"]
 _HEALTHY = (Health.PASSING, Health.WARNING)
-# SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
-_CHUNK = 500
 _FIRST_RETRY = 1.0
 _CONTACT_RESOLUTION = timedelta(seconds=5)
-
-Item = TypeVar("Item")
 
 
 class Ledger:
@@ -35,14 +31,61 @@ class Ledger:
     """
 
     def __init__(self, session: Session, settings: CacheSettings) -> None:
-        self.session = session
         self.settings = settings
         self.now = utc_now()
-        self._events: list[dict[str, Any]] = []
-        self._modules: dict[str, Module] = {}
+        self._connection = session.connection()
+        self._sources = Rows(self._connection, Source)
+        self._modules = Rows(self._connection, Module)
+        self._manifests = Rows(self._connection, Manifest)
+        self._instances = Rows(self._connection, Instance)
+        self._source_named: dict[str, Source] = {}
+        self._module_named: dict[str, Module] = {}
+        self._manifest_of: dict[tuple[str, str], Manifest] = {}
+        self._instances_of: dict[str, list[Instance]] = {}
         self._fresh: set[str] = set()
-        self._new_manifests: dict[tuple[str, str], Manifest] = {}
         self._touched: dict[str, str] = {}
+        self._events: list[dict[str, Any]] = []
+
+    # What is there
+
+    def instance(self, module: str, key: int) -> Instance | None:
+        """The instance of a module that has this key (of the table)."""
+        self._load([module])
+        return next((row for row in self._instances_of[module] if row.key == key), None)
+
+    def instance_of(self, source: str, key: InstanceKey) -> Instance | None:
+        """The instance that a source knows by this key."""
+        self._load([key.module])
+        return next((row for row in self._instances_of[key.module] if _is(row, source, key)), None)
+
+    def _load(self, names: Iterable[str]) -> None:
+        """Loads the modules of these names, and all their instances, that were not loaded yet."""
+        unknown = [name for name in names if name not in self._instances_of]
+        self._module_named |= {row.name: row for row in self._modules.load("name", unknown)}
+        self._instances_of |= {name: [] for name in unknown}
+        for row in self._instances.load("module", unknown):
+            self._instances_of[row.module].append(row)
+
+    def _source(self, name: str) -> Source:
+        if name not in self._source_named:
+            self._source_named |= {row.name: row for row in self._sources.load("name", [name])}
+        if name not in self._source_named:
+            self._source_named[name] = self._sources.add(
+                name=name,
+                registry_name=name.partition("/")[0],
+                connected=False,
+                reason=None,
+                since=self.now,
+                last_contact=None,
+                instances=0,
+            )
+        return self._source_named[name]
+
+    def _manifest(self, module: str, digest: str) -> Manifest | None:
+        if (module, digest) not in self._manifest_of:
+            found = self._manifests.load("digest", [digest])
+            self._manifest_of |= {(row.module, row.digest): row for row in found}
+        return self._manifest_of.get((module, digest))
 
     # What registries tell
 
@@ -52,15 +95,30 @@ class Ledger:
         self._heard_from(source)
         if not (change.present or change.gone or change.complete):
             return
-        rows = self._rows_of(change)
+        names = self._names_in(change)
+        self._load(names)
+        rows = {
+            InstanceKey(row.module, row.node, row.id): row
+            for name in names
+            for row in self._instances_of[name]
+            if row.source == source.name
+        }
         present = {instance.key: instance for instance in change.present}
         gone = set(rows).difference(present) if change.complete else set(change.gone).intersection(rows)
-        self._open_modules({key.module for key in present} | {key.module for key in gone}, source)
+        self._open_modules(sorted({key.module for key in present}), source)
         self._add([instance for key, instance in present.items() if key not in rows], source)
         for key, instance in present.items():
             if key in rows:
                 self._alter(rows[key], _definition(instance), instance.health)
         self._remove([rows[key] for key in sorted(gone)], source)
+
+    def _names_in(self, change: Change) -> set[str]:
+        """The modules that a change may be about: those that it names, or all of its source."""
+        names = {instance.module for instance in change.present} | {key.module for key in change.gone}
+        if change.complete:
+            known = select(Instance.module).where(Instance.source == change.source).distinct()
+            names.update(self._connection.execute(known).scalars())
+        return names
 
     def health(self, row: Instance, health: Health) -> None:
         """Notes how an instance is."""
@@ -76,14 +134,6 @@ class Ledger:
             source.connected, source.reason = False, lost.reason
             self._registry_event("registry.lost", source, was)
 
-    def _source(self, name: str) -> Source:
-        source = self.session.get(Source, name)
-        if source is None:
-            registry = name.partition("/")[0]
-            source = Source(name=name, registry_name=registry, connected=False, since=self.now)
-            self.session.add(source)
-        return source
-
     def _heard_from(self, source: Source) -> None:
         if not source.connected:
             was = {"connected": False, "reason": source.reason}
@@ -92,46 +142,23 @@ class Ledger:
         if source.last_contact is None or self.now - source.last_contact >= _CONTACT_RESOLUTION:
             source.last_contact = self.now
 
-    def _rows_of(self, change: Change) -> dict[InstanceKey, Instance]:
-        """The rows that a change may be about: all of its source, or those of the modules it names."""
-        query = select(Instance).where(Instance.source == change.source)
-        if change.complete:
-            rows = list(self.session.exec(query))
-        else:
-            names = {instance.module for instance in change.present} | {key.module for key in change.gone}
-            rows = [
-                row
-                for some in _chunks(sorted(names))
-                for row in self.session.exec(query.where(col(Instance.module).in_(some)))
-            ]
-        return {InstanceKey(row.module, row.node, row.id): row for row in rows}
-
-    def _open_modules(self, names: Collection[str], source: Source) -> None:
-        """Loads the modules of these names, makes those that are new, and marks all as touched."""
-        unknown = [name for name in sorted(names) if name not in self._modules and name not in self._fresh]
-        for some in _chunks(unknown):
-            for module in self.session.exec(select(Module).where(col(Module.name).in_(some))):
-                self._modules[module.name] = module
-        fresh = [name for name in unknown if name not in self._modules]
-        for name in fresh:
-            self._event("module.registered", module=name, registry=source.registry_name)
-        self._fresh.update(fresh)
-        for some in _chunks(fresh):
-            self.session.execute(insert(Module), [_new_module(name, self.now) for name in some])
+    def _open_modules(self, names: Iterable[str], source: Source) -> None:
+        """Makes the modules that are new."""
         for name in names:
-            self._touched[name] = source.registry_name
+            if name not in self._module_named:
+                self._module_named[name] = self._modules.add(**_new_module(name, self.now))
+                self._fresh.add(name)
+                self._event("module.registered", module=name, registry=source.registry_name)
 
     def _add(self, instances: Sequence[ServiceInstance], source: Source) -> None:
         announced = self._announced(instances)
-        # Plain values: a table model checks each of its fields when it is made, which for many
-        # takes longer than to store them.
-        rows = [cast(Instance, SimpleNamespace(**self._new_instance(one, source))) for one in instances]
-        for row in rows:
+        for instance in instances:
+            row = self._instances.add(**self._new_instance(instance, source))
+            self._instances_of[row.module].append(row)
+            self._touched[row.module] = row.registry_name
             self._plan_fetch(row, announced)
             self._instance_event("instance.added", row, is_=described(row))
-        for some in _chunks(rows):
-            self.session.execute(insert(Instance), [vars(row) for row in some])
-        source.instances += len(rows)
+        source.instances += len(instances)
 
     def _new_instance(self, instance: ServiceInstance, source: Source) -> dict[str, Any]:
         return {
@@ -181,8 +208,10 @@ class Ledger:
         for row in rows:
             self._touched[row.module] = row.registry_name
             self._instance_event("instance.removed", row, was=described(row))
-        for some in _chunks([row.key for row in rows]):
-            self.session.execute(delete(Instance).where(col(Instance.key).in_(some)))
+        gone = {id(row) for row in rows}
+        for name in {row.module for row in rows}:
+            self._instances_of[name] = [row for row in self._instances_of[name] if id(row) not in gone]
+        self._instances.remove(rows, "key")
         source.instances -= len(rows)
 
     # What manifests say
@@ -235,19 +264,13 @@ class Ledger:
 
     def _store_manifest(self, module: str, parsed: ParsedManifest) -> None:
         if self._manifest(module, parsed.digest) is None:
-            manifest = Manifest(
+            self._manifest_of[module, parsed.digest] = self._manifests.add(
                 module=module,
                 digest=parsed.digest,
                 version=parsed.version,
                 content=parsed.canonical.decode(),
                 first_seen=self.now,
             )
-            self.session.add(manifest)
-            self._new_manifests[module, parsed.digest] = manifest
-
-    def _manifest(self, module: str, digest: str) -> Manifest | None:
-        new = self._new_manifests.get((module, digest))
-        return new or self.session.get(Manifest, (module, digest))
 
     def _announced(self, instances: Iterable[ServiceInstance | Instance]) -> dict[tuple[str, str], str]:
         """The versions of manifests that these instances announce by digest and that are known."""
@@ -258,8 +281,8 @@ class Ledger:
         }
         return {
             (module, digest): version
-            for some in _chunks(sorted({digest for _, digest in wanted}))
-            for module, digest, version in self.session.exec(
+            for some in chunks(sorted({digest for _, digest in wanted}))
+            for module, digest, version in self._connection.execute(
                 select(Manifest.module, Manifest.digest, Manifest.version).where(
                     col(Manifest.digest).in_(some)
                 )
@@ -288,24 +311,15 @@ class Ledger:
     # What it adds up to
 
     def close(self) -> int:
-        """Settles the modules that were touched, writes the events; returns the index."""
-        self.session.flush()
-        self._settle_modules()
-        if self._events:
-            self.session.execute(insert(Event), self._events)
-        return index_of(self.session)
-
-    def _settle_modules(self) -> None:
-        instances: dict[str, list[Instance]] = defaultdict(list)
-        for some in _chunks(sorted(self._touched)):
-            for row in self.session.exec(select(Instance).where(col(Instance.module).in_(some))):
-                instances[row.module].append(row)
-            missing = [name for name in some if name not in self._modules]
-            for module in self.session.exec(select(Module).where(col(Module.name).in_(missing))):
-                self._modules[module.name] = module
+        """Settles what it adds up to, writes all rows and the events that tell of them; returns the index."""
         for name, registry in sorted(self._touched.items()):
-            self._settle_module(self._modules[name], instances[name], registry)
-        self.session.flush()
+            self._settle_module(self._module_named[name], self._instances_of[name], registry)
+        # In the order in which rows refer to each other.
+        for rows in (self._sources, self._modules, self._manifests, self._instances):
+            rows.write()
+        if self._events:
+            self._connection.execute(insert(_EVENTS), self._events)
+        return index_of(self._connection)
 
     def _settle_module(self, module: Module, rows: Sequence[Instance], registry: str) -> None:
         status, digest = module.status, module.digest
@@ -362,7 +376,7 @@ class Ledger:
                 "type": type_,
                 "module": module,
                 "instance": instance,
-                "registry_name": registry,
+                "registry": registry,
                 "data": {**where, "was": was, "is": is_},
             }
         )
@@ -414,9 +428,10 @@ class Ledger:
         )
 
 
-def index_of(session: Session) -> int:
-    """The index of the newest event that the session sees, 0 if there is none."""
-    return session.exec(select(func.max(Event.index))).one() or 0
+def index_of(connection: Connection) -> int:
+    """The index of the newest event that the connection sees, 0 if there is none."""
+    newest: int | None = connection.execute(select(func.max(_EVENTS.c.index))).scalar()
+    return newest or 0
 
 
 def described(row: Instance) -> dict[str, Any]:
@@ -441,8 +456,8 @@ def _error(row: Instance) -> dict[str, Any] | None:
     return {
         "type": row.error_type,
         "detail": row.error_detail,
-        "at": row.error_at and row.error_at.isoformat(),
-        "retry_at": row.fetch_at and row.fetch_at.isoformat(),
+        "at": row.error_at and _rfc3339(row.error_at),
+        "retry_at": row.fetch_at and _rfc3339(row.fetch_at),
     }
 
 
@@ -450,11 +465,20 @@ def _new_module(name: str, now: datetime) -> dict[str, Any]:
     return {
         "name": name,
         "status": "unavailable",
+        **dict.fromkeys(("version", "digest", "title")),
         **dict.fromkeys(("total", *Health), 0),
         **{listed: [] for listed in ("tags", "datacenters", "registries")},
         "first_seen": now,
         "last_changed": now,
     }
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _is(row: Instance, source: str, key: InstanceKey) -> bool:
+    return (row.source, row.module, row.node, row.id) == (source, *key)
 
 
 def _definition(instance: ServiceInstance) -> dict[str, Any]:
@@ -503,8 +527,3 @@ def _current(rows: Sequence[Instance], digest: str | None) -> Instance | None:
 def _title(manifest: Manifest) -> str | None:
     title = json.loads(manifest.content).get("title")
     return title if isinstance(title, str) else None
-
-
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]

@@ -76,14 +76,15 @@ class PushRegistry:
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
             ledger.change(Change(source=SOURCE, present=(instance,)))
-            session.flush()
-            row = _row(session, instance.key)
+            row = _known(ledger, instance.key)
             if registration.manifest is not None:
                 ledger.pushed_manifest(row, registration.manifest)
             elif row.manifest_pushed:
                 ledger.fetch_manifest(row)
+            index = ledger.close()
+            stored = _row(session, instance.key)
             lease = PushLease(
-                instance=row.key or 0,
+                instance=stored.key or 0,
                 heartbeat_interval=interval,
                 deregister_after=deregister_after,
                 last_beat=ledger.now,
@@ -91,9 +92,8 @@ class PushRegistry:
                 reported=instance.health,
             )
             session.merge(lease)
-            index = ledger.close()
         return Registered(
-            instance=row, index=index, heartbeat_interval=interval, deregister_after=deregister_after
+            instance=stored, index=index, heartbeat_interval=interval, deregister_after=deregister_after
         )
 
     def heartbeat(self, module: str, id_: str, health: Health, note: str = "") -> Heartbeat:
@@ -109,8 +109,8 @@ class PushRegistry:
         """Removes an instance; returns the index. Raises UnknownInstance."""
         key = InstanceKey(module, "", id_)
         with self._database.write() as session:
-            _row(session, key)
             ledger = Ledger(session, self._settings)
+            _known(ledger, key)
             ledger.change(Change(source=SOURCE, gone=(key,)))
             return ledger.close()
 
@@ -146,14 +146,16 @@ class PushRegistry:
             lease.last_beat = utc_now()
             lease.expires_at = lease.last_beat + _patience(lease.heartbeat_interval)
             lease.note, lease.lapsed, lease.reported = note, False, health
-            return Heartbeat(index=index_of(session), heartbeat_interval=lease.heartbeat_interval)
+            return Heartbeat(
+                index=index_of(session.connection()), heartbeat_interval=lease.heartbeat_interval
+            )
 
     def _changing_beat(self, key: InstanceKey, health: Health, note: str) -> Heartbeat:
         with self._database.write() as session:
-            row = _row(session, key)
-            lease = session.get_one(PushLease, row.key)
             ledger = Ledger(session, self._settings)
+            row = _known(ledger, key)
             ledger.health(row, health)
+            lease = session.get_one(PushLease, row.key)
             lease.last_beat = ledger.now
             lease.expires_at = ledger.now + _patience(lease.heartbeat_interval)
             lease.note, lease.lapsed, lease.reported = note, False, health
@@ -172,7 +174,7 @@ class PushRegistry:
                 logger.warning("no heartbeats module=%s instance=%s: critical", row.module, row.id)
                 lease.lapsed = True
                 lease.expires_at = ledger.now + timedelta(seconds=lease.deregister_after)
-                ledger.health(row, Health.CRITICAL)
+                ledger.health(_known(ledger, InstanceKey(row.module, row.node, row.id)), Health.CRITICAL)
         for key in removed:
             logger.warning("no heartbeats module=%s instance=%s: removed", key.module, key.id)
         session.flush()
@@ -190,7 +192,11 @@ def _is(key: InstanceKey) -> Sequence[Any]:
 
 
 def _row(session: Session, key: InstanceKey) -> Instance:
-    row = session.exec(select(Instance).where(*_is(key))).first()
+    return session.exec(select(Instance).where(*_is(key))).one()
+
+
+def _known(ledger: Ledger, key: InstanceKey) -> Instance:
+    row = ledger.instance_of(SOURCE, key)
     if row is None:
         raise UnknownInstance(
             f"no instance {key.id!r} of the module {key.module!r} is registered by push: register it again"

@@ -51,7 +51,7 @@ class Reader:
 
     def index(self) -> int:
         with self._database.read() as session:
-            return index_of(session)
+            return index_of(session.connection())
 
     def wait(self, index: int, timeout: float) -> int:
         """Waits up to `timeout` seconds for the index to pass `index`; returns the index then."""
@@ -71,7 +71,7 @@ class Snapshot:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.index = index_of(session)
+        self.index = index_of(session.connection())
         self.sources = session.exec(select(Source).order_by(col(Source.name))).all()
 
     def modules(

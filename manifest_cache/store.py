@@ -64,7 +64,7 @@ class Store:
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
             for job, outcome in outcomes:
-                row = session.get(Instance, job.key)
+                row = ledger.instance(job.instance.module, job.key)
                 if row is None or row.generation != job.generation:
                     continue
                 if isinstance(outcome, Fetched):
