@@ -32,6 +32,8 @@ async def follow(watcher: Watcher, backoff: Backoff | None = None) -> AsyncGener
         try:
             async with aclosing(watcher.watch()) as changes:
                 async for change in changes:
+                    if told:
+                        logger.info("watch holds again source=%s", watcher.source)
                     told = ""
                     yield change
             reason = "the watch ended by itself"

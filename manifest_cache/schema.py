@@ -4,39 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect, text
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-def _config() -> Config:
-    config = Config()
-    # Alembic interpolates percent signs, which a path may hold.
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-_SCRIPTS = ScriptDirectory.from_config(_config())
-
-REVISIONS = tuple(script.revision for script in reversed(list(_SCRIPTS.walk_revisions())))
-"""Every revision that this program knows, oldest first."""
+REVISIONS = ("0001",)
+"""Every revision that this program knows, oldest first; said here, so that only migrating needs Alembic."""
 
 HEAD = REVISIONS[-1]
 """The revision that this program works with."""
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 
 def current_revision(connection: Connection) -> str | None:
     """The database's revision; None if it was never migrated."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return revision
 
 
 def upgrade(connection: Connection) -> None:
     """Runs the missing migrations inside the connection's transaction."""
-    config = _config()
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    # Alembic interpolates percent signs, which a path may hold.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

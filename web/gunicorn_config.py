@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -39,9 +40,24 @@ def on_starting(server: Any) -> None:
 
     Another server with `reuse_port` would share the port, and answer some of the requests.
     """
-    # A new program that takes over from the running one (SIGUSR2) finds its port in use by right.
-    if "GUNICORN_PID" not in os.environ:
-        _check_address()
+    _check_address()
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals)
+
+
+def post_worker_init(worker: Any) -> None:
+    _release_signals()
+
+
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+
+
+def _hold_signals() -> None:
+    """A worker that is told to end before it has its own handlers would not: it is told when it has."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def when_ready(server: Any) -> None:

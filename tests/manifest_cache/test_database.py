@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
@@ -45,6 +46,12 @@ def test_the_migrations_make_the_models_tables(database: Database) -> None:
     with database.read() as session:
         context = MigrationContext.configure(session.connection(), opts={"compare_type": False})
         assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_every_migration_is_a_revision_that_the_program_knows() -> None:
+    scripts = ScriptDirectory(str(schema.MIGRATIONS))
+    known = [script.revision for script in scripts.walk_revisions()]
+    assert tuple(reversed(known)) == schema.REVISIONS
 
 
 def test_a_newer_schema_is_refused(database: Database) -> None:
