@@ -31,6 +31,8 @@ from discovery.consul_agent import DevAgent, find_consul
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0
+# Each change comes by itself: what the one before it led to has come to its end.
+QUIET = 0.3
 
 
 class Modules(ThreadingHTTPServer):
@@ -160,7 +162,7 @@ class Lictor:
             if seen(status, body):
                 return
             # A client that asks without a pause would measure itself.
-            time.sleep(0.0005)
+            time.sleep(0.002)
         raise SystemExit(f"{path} did not come within {PATIENCE:g} s")
 
 
@@ -172,10 +174,10 @@ def measure(
     for number in range(rounds):
         name = f"{prefix}-{number}"
         registrations.append(timed(seer.registration(name), lambda name=name: platform.register(name)))
-        time.sleep(0.02)
+        time.sleep(QUIET)
         flips.append(timed(seer.critical(name), lambda name=name: platform.fail(name)))
         platform.deregister(name)
-        time.sleep(0.02)
+        time.sleep(QUIET)
     return registrations, flips
 
 

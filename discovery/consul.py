@@ -32,7 +32,7 @@ READERS = 3
 """How many services are read at the same time; with the three watches these are all connections."""
 
 # Between two queries of one watch, in seconds: a burst of changes is answered together.
-_FLOOR = 0.005
+_FLOOR = 0.025
 _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05

@@ -45,13 +45,14 @@ class Ledger:
         self._fresh: set[str] = set()
         self._touched: dict[str, str] = {}
         self._events: list[dict[str, Any]] = []
+        self._planned: list[Instance] = []
 
     # What is there
 
-    def instance(self, module: str, key: int) -> Instance | None:
-        """The instance of a module that has this key (of the table)."""
-        self._load([module])
-        return next((row for row in self._instances_of[module] if row.key == key), None)
+    @property
+    def due(self) -> list[Instance]:
+        """The instances whose manifests are to be fetched now, because of what was told here."""
+        return [row for row in self._planned if row.fetch_at == self.now]
 
     def instance_of(self, source: str, key: InstanceKey) -> Instance | None:
         """The instance that a source knows by this key."""
@@ -299,6 +300,7 @@ class Ledger:
             row.fetch_at = None
         elif version is None:
             row.fetch_at = self.now
+            self._planned.append(row)
         else:
             row.digest, row.version, row.etag = digest, version, None
             row.error_type = row.error_detail = row.error_at = None

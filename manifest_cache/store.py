@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from sqlmodel import col, select
 
-from discovery.base import Change, Health, Lost, ServiceInstance
+from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.database import Database
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
@@ -25,10 +25,23 @@ class FetchJob:
     `etag` is what it sent with the manifest known of it, None if there is none.
     """
 
-    key: int
+    source: str
     generation: int
     instance: ServiceInstance
     etag: str | None
+
+    @property
+    def key(self) -> tuple[str, InstanceKey]:
+        """What tells it from the jobs of other instances."""
+        return self.source, self.instance.key
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of changes: the index that shows them, and the fetches that they made due."""
+
+    index: int
+    due: list[FetchJob]
 
 
 Outcome: TypeAlias = Fetched | NotModified | ManifestError
@@ -45,8 +58,8 @@ class Store:
         self._database = database
         self._settings = settings
 
-    def apply(self, updates: Sequence[Change | Lost]) -> int:
-        """Writes what registries told, in its order; returns the index."""
+    def apply(self, updates: Sequence[Change | Lost]) -> Applied:
+        """Writes what registries told, in its order."""
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
             for update in updates:
@@ -54,7 +67,8 @@ class Store:
                     ledger.change(update)
                 else:
                     ledger.lost(update)
-            return ledger.close()
+            index = ledger.close()
+            return Applied(index, [_job(row) for row in ledger.due])
 
     def apply_fetches(self, outcomes: Sequence[tuple[FetchJob, Outcome]]) -> int:
         """Writes what became of fetches; returns the index.
@@ -64,7 +78,7 @@ class Store:
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
             for job, outcome in outcomes:
-                row = ledger.instance(job.instance.module, job.key)
+                row = ledger.instance_of(*job.key)
                 if row is None or row.generation != job.generation:
                     continue
                 if isinstance(outcome, Fetched):
@@ -76,7 +90,7 @@ class Store:
             return ledger.close()
 
     def due_fetches(
-        self, *, limit: int, leave_out: Collection[int] = ()
+        self, *, limit: int, leave_out: Collection[tuple[str, InstanceKey]] = ()
     ) -> tuple[list[FetchJob], datetime | None]:
         """Up to `limit` jobs that are due, longest due first, and when the next one falls due.
 
@@ -85,14 +99,15 @@ class Store:
         with self._database.read() as session:
             rows = session.exec(
                 select(Instance)
-                .where(col(Instance.fetch_at).is_not(None), col(Instance.key).not_in(leave_out))
+                .where(col(Instance.fetch_at).is_not(None))
                 .order_by(col(Instance.fetch_at))
-                .limit(limit + 1)
+                .limit(limit + len(leave_out) + 1)
             ).all()
         now = utc_now()
-        due = [row for row in rows if row.fetch_at and row.fetch_at <= now]
-        following = rows[len(due)].fetch_at if len(rows) > len(due) else None
-        return [_job(row) for row in due[:limit]], following
+        waiting = [(row, job) for row in rows if (job := _job(row)).key not in leave_out]
+        due = [job for row, job in waiting if row.fetch_at and row.fetch_at <= now]
+        following = waiting[len(due)][0].fetch_at if len(waiting) > len(due) else None
+        return due[:limit], following
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:
         """Notes that what registries other than these said is no longer kept current."""
@@ -105,7 +120,7 @@ class Store:
 
 
 def _job(row: Instance) -> FetchJob:
-    return FetchJob(row.key or 0, row.generation, _instance(row), row.etag if row.digest else None)
+    return FetchJob(row.source, row.generation, _instance(row), row.etag if row.digest else None)
 
 
 def _instance(row: Instance) -> ServiceInstance:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 from discovery.backoff import Backoff
-from discovery.base import Watcher
+from discovery.base import InstanceKey, Watcher
 from discovery.consul import ConsulWatcher
 from discovery.consul_config import ConsulConfig
 from discovery.follow import follow
@@ -26,6 +26,7 @@ from manifest_cache.writer_thread import WriterThread
 
 logger = logging.getLogger(__name__)
 
+
 Result = TypeVar("Result")
 
 # Another process's commit whose signal is lost, and a schedule that nothing wakes, wait no longer.
@@ -33,6 +34,8 @@ _LOOK_AGAIN = 5.0
 # How long a signal is waited for before the watching thread looks whether it should end.
 _SIGNAL_SLICE = 0.5
 _CLOSING = 1.0
+# What the schedule is read for can wait until what is known already has been begun.
+_BEHIND_OWN = 0.01
 # So many outcomes are written in one transaction at the most: it keeps others from writing.
 _BATCH = 500
 
@@ -53,7 +56,9 @@ class Synchronizer:
         self._inbox = Inbox()
         self._due = asyncio.Event()
         self._leases = asyncio.Event()
-        self._in_flight: set[int] = set()
+        self._in_flight: set[tuple[str, InstanceKey]] = set()
+        # Whether more is due than there was room for.
+        self._is_behind = False
         self._outcomes: asyncio.Queue[tuple[FetchJob, Outcome]] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -65,14 +70,15 @@ class Synchronizer:
         try:
             await self._begin()
             async with (
-                ManifestFetcher(_fetch_config(self._settings)) as fetcher,
-                asyncio.TaskGroup() as group,
+                ManifestFetcher(_fetch_config(self._settings)) as self._fetcher,
+                asyncio.TaskGroup() as self._group,
             ):
+                group = self._group
                 for watcher in self._watchers:
                     group.create_task(self._follow(watcher), name=f"follow {watcher.source}")
                 group.create_task(self._write_changes(), name="write changes")
                 group.create_task(self._write_outcomes(), name="write outcomes")
-                group.create_task(self._fetch(fetcher, group), name="fetch")
+                group.create_task(self._fetch_due(), name="fetch")
                 if "push" in self._settings.registries:
                     group.create_task(self._expire(), name="expire")
                     group.create_task(self._notice_commits(), name="notice commits")
@@ -93,8 +99,9 @@ class Synchronizer:
     async def _write_changes(self) -> None:
         while True:
             updates = await self._inbox.take()
-            await self._patiently("write changes", self._store.apply, updates)
-            self._due.set()
+            applied = await self._patiently("write changes", self._store.apply, updates)
+            # What falls due by this is known: the schedule need not be read for it.
+            self._begin_fetches(applied.due)
 
     async def _write_outcomes(self) -> None:
         while True:
@@ -103,27 +110,40 @@ class Synchronizer:
                 outcomes.append(self._outcomes.get_nowait())
             await self._patiently("write manifests", self._store.apply_fetches, outcomes)
             self._in_flight -= {job.key for job, _ in outcomes}
-            self._due.set()
+            asyncio.get_running_loop().call_later(0 if self._is_behind else _BEHIND_OWN, self._due.set)
 
-    async def _fetch(self, fetcher: ManifestFetcher, group: asyncio.TaskGroup) -> None:
+    async def _fetch_due(self) -> None:
+        """Begins what falls due by the schedule: tries after a failure, and what other processes changed."""
         while True:
             self._due.clear()
             following = None
-            room = self._settings.fetch_concurrency - len(self._in_flight)
+            room = self._room
             if room > 0:
                 under_way = frozenset(self._in_flight)
                 jobs, following = await self._patiently(
                     "read due fetches", self._store.due_fetches, limit=room, leave_out=under_way
                 )
-                for job in jobs:
-                    self._in_flight.add(job.key)
-                    group.create_task(self._fetch_one(fetcher, job), name=f"fetch {job.instance.id}")
+                self._is_behind = len(jobs) == room
+                self._begin_fetches(jobs)
             await _wait(self._due, following)
 
-    async def _fetch_one(self, fetcher: ManifestFetcher, job: FetchJob) -> None:
+    @property
+    def _room(self) -> int:
+        return self._settings.fetch_concurrency - len(self._in_flight)
+
+    def _begin_fetches(self, jobs: Sequence[FetchJob]) -> None:
+        """Begins as many as there is room for; the schedule holds the others."""
+        free = [job for job in jobs if job.key not in self._in_flight]
+        now, later = free[: max(0, self._room)], free[max(0, self._room) :]
+        self._is_behind |= bool(later)
+        for job in now:
+            self._in_flight.add(job.key)
+            self._group.create_task(self._fetch_one(job), name=f"fetch {job.instance.id}")
+
+    async def _fetch_one(self, job: FetchJob) -> None:
         outcome: Outcome
         try:
-            outcome = await fetcher.fetch(job.instance, etag=job.etag)
+            outcome = await self._fetcher.fetch(job.instance, etag=job.etag)
         except ManifestError as exc:
             instance = job.instance
             logger.warning("manifest rejected module=%s instance=%s: %s", instance.module, instance.id, exc)
@@ -146,8 +166,9 @@ class Synchronizer:
         ended = threading.Event()
 
         def committed() -> None:
-            self._due.set()
             self._leases.set()
+            # It may be a commit of our own, and what that made due has been begun.
+            loop.call_later(_BEHIND_OWN, self._due.set)
 
         def notice() -> None:
             backoff = Backoff(longest=_LOOK_AGAIN)

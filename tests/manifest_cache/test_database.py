@@ -29,7 +29,7 @@ CHANGE = Change(
 
 
 def write(database: Database) -> int:
-    return Store(database, CacheSettings()).apply([CHANGE])
+    return Store(database, CacheSettings()).apply([CHANGE]).index
 
 
 def test_an_empty_database_asks_for_a_migration(database_url: str) -> None:

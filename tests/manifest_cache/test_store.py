@@ -68,7 +68,7 @@ def only_instance(reader: Reader, name: str = "financial") -> Instance:
 
 
 def test_first_sight_of_a_module(store: Store, reader: Reader) -> None:
-    index = store.apply([complete(instance())])
+    index = store.apply([complete(instance())]).index
 
     assert types(reader) == [
         "registry.connected",
@@ -88,9 +88,9 @@ def test_first_sight_of_a_module(store: Store, reader: Reader) -> None:
 
 
 def test_the_same_told_again_is_no_event(store: Store, reader: Reader) -> None:
-    index = store.apply([complete(instance())])
-    assert store.apply([complete(instance()), present(instance())]) == index
-    assert store.apply([Change(source="consul")]) == index
+    index = store.apply([complete(instance())]).index
+    assert store.apply([complete(instance()), present(instance())]).index == index
+    assert store.apply([Change(source="consul")]).index == index
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_status_follows_the_health_of_the_instances(
 
 
 def test_a_flip_of_health_is_two_events(store: Store, reader: Reader) -> None:
-    before = store.apply([complete(instance())])
+    before = store.apply([complete(instance())]).index
     store.apply([present(instance(health=Health.CRITICAL))])
     assert types(reader, before) == ["instance.health_changed", "module.unavailable"]
     event = last(reader, "instance.health_changed")
@@ -126,7 +126,7 @@ def test_a_flip_of_health_is_two_events(store: Store, reader: Reader) -> None:
 
 
 def test_an_altered_registration_names_what_is_other(store: Store, reader: Reader) -> None:
-    before = store.apply([complete(instance())])
+    before = store.apply([complete(instance())]).index
     store.apply([present(instance(port=9001, meta={"zone": "b"}))])
     assert types(reader, before) == ["instance.changed"]
     event = last(reader, "instance.changed")
@@ -138,7 +138,7 @@ def test_an_altered_registration_names_what_is_other(store: Store, reader: Reade
 
 def test_a_complete_change_removes_what_it_does_not_name(store: Store, reader: Reader) -> None:
     store.apply([complete(instance(), instance("orders", "orders-1"))])
-    before = store.apply([present(instance("elsewhere", "e1"), source="push")])
+    before = store.apply([present(instance("elsewhere", "e1"), source="push")]).index
     store.apply([complete(instance())])
     assert types(reader, before) == ["instance.removed", "module.unavailable"]
     assert module(reader, "orders").status == "unavailable"
@@ -181,10 +181,10 @@ def test_altered_and_gone_in_one_batch(store: Store, reader: Reader) -> None:
 
 
 def test_a_lost_registry_keeps_what_it_said(store: Store, reader: Reader) -> None:
-    before = store.apply([complete(instance())])
+    before = store.apply([complete(instance())]).index
     lost = Lost(source="consul", reason="connection refused", retry_in=1)
-    after = store.apply([lost])
-    assert store.apply([lost]) == after, "the same reason told again is nothing new"
+    after = store.apply([lost]).index
+    assert store.apply([lost]).index == after, "the same reason told again is nothing new"
     with reader.snapshot() as snapshot:
         (source,) = snapshot.sources
         assert not source.connected
@@ -203,7 +203,7 @@ def test_a_registry_that_is_followed_no_longer_is_said_to_be_lost(store: Store, 
 
 
 def test_a_fetched_manifest_becomes_the_modules(store: Store, reader: Reader) -> None:
-    before = store.apply([complete(instance())])
+    before = store.apply([complete(instance())]).index
     fetched = manifest(title="Finances")
     fetch_all(store, fetched)
     assert types(reader, before) == ["instance.changed", "module.manifest_changed"]
@@ -309,6 +309,13 @@ def test_a_known_digest_in_the_meta_costs_no_fetch(store: Store, reader: Reader)
         assert {row.version for row in snapshot.instances(["financial"])["financial"]} == {"1.0.0"}
     store.apply([present(instance("other", "o", meta={"manifest_digest": fetched.parsed.digest}))])
     assert len(jobs(store)) == 1, "a digest counts for the module that it belongs to"
+
+
+def test_what_a_change_makes_due_is_told_at_once(store: Store) -> None:
+    applied = store.apply([complete(instance(id_="a"), instance(id_="b", health=Health.CRITICAL))])
+    assert applied.due == jobs(store)
+    assert [job.instance.id for job in applied.due] == ["a"]
+    assert store.apply([present(instance(id_="a"))]).due == []
 
 
 def test_due_fetches_tell_when_the_next_one_is(store: Store) -> None:

@@ -41,10 +41,10 @@ class Cache:
         self.registry = PushRegistry(self.database, settings)
 
     def announce(self, *instances: ServiceInstance, source: str = "consul") -> int:
-        return self.store.apply([Change(source=source, present=instances)])
+        return self.store.apply([Change(source=source, present=instances)]).index
 
     def remove(self, *instances: ServiceInstance, source: str = "consul") -> int:
-        return self.store.apply([Change(source=source, gone=tuple(one.key for one in instances))])
+        return self.store.apply([Change(source=source, gone=tuple(one.key for one in instances))]).index
 
     def module(self, name: str, *health: Health, version: str | None = "1.0.0", **said: Any) -> int:
         """A module of Consul with an instance of each health, and its manifest."""
@@ -65,10 +65,10 @@ class Cache:
         return self.registry.register(PushRegistration(instance=one)).index
 
     def lose(self, source: str = "consul", reason: str = REASON) -> int:
-        return self.store.apply([Lost(source=source, reason=reason, retry_in=1)])
+        return self.store.apply([Lost(source=source, reason=reason, retry_in=1)]).index
 
     def index(self) -> int:
-        return self.store.apply([])
+        return self.store.apply([]).index
 
     def _due(self, name: str) -> list[FetchJob]:
         jobs, _ = self.store.due_fetches(limit=1000)
