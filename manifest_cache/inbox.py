@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+from manifest_cache.doubt import Accept
 
 
 @dataclass(slots=True)
@@ -16,6 +17,7 @@ class _Pending:
     gone: set[InstanceKey] = field(default_factory=set)
     heard: bool = False
     lost: Lost | None = None
+    accept: Accept | None = None
 
 
 class Inbox:
@@ -28,15 +30,17 @@ class Inbox:
         self._pending: dict[str, _Pending] = {}
         self._filled = asyncio.Event()
 
-    def put(self, update: Change | Lost) -> None:
+    def put(self, update: Change | Lost | Accept) -> None:
         pending = self._pending.setdefault(update.source, _Pending())
         if isinstance(update, Lost):
             pending.lost = update
+        elif isinstance(update, Accept):
+            pending.accept = update
         else:
             self._merge(pending, update)
         self._filled.set()
 
-    async def take(self) -> list[Change | Lost]:
+    async def take(self) -> list[Change | Lost | Accept]:
         """All that waits, at least one update."""
         await self._filled.wait()
         self._filled.clear()
@@ -58,7 +62,7 @@ class Inbox:
             pending.gone.discard(instance.key)
 
 
-def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost]:
+def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost | Accept]:
     for source, held in pending.items():
         if held.heard:
             yield Change(
@@ -67,5 +71,7 @@ def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost]:
                 gone=() if held.complete else tuple(held.gone),
                 complete=held.complete,
             )
+        if held.accept is not None:
+            yield held.accept
         if held.lost is not None:
             yield held.lost

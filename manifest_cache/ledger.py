@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -79,6 +80,8 @@ class Ledger:
                 since=self.now,
                 last_contact=None,
                 instances=0,
+                doubt=None,
+                accept_requested=False,
             )
         return self._source_named[name]
 
@@ -134,6 +137,25 @@ class Ledger:
                 source.since = self.now
             source.connected, source.reason = False, lost.reason
             self._registry_event("registry.lost", source, was)
+
+    def doubted(self, name: str, reason: str) -> None:
+        """Notes that what a source tells is not all believed; what was believed before still stands."""
+        source = self._source(name)
+        if source.doubt != reason:
+            was = {"doubt": source.doubt}
+            if source.doubt is None:
+                source.since = self.now
+            source.doubt = reason
+            self._registry_event("registry.doubted", source, was)
+
+    def trusted(self, name: str) -> None:
+        """Notes that a source is believed again, if it was doubted."""
+        source = self._source(name)
+        source.accept_requested = False
+        if source.doubt is not None:
+            was = {"doubt": source.doubt}
+            source.doubt, source.since = None, self.now
+            self._registry_event("registry.accepted", source, was)
 
     def _heard_from(self, source: Source) -> None:
         if not source.connected:
@@ -344,6 +366,28 @@ class Ledger:
             )
         if module.digest != digest:
             module.last_changed = self.now
+        self._settle_versions(module, rows, registry)
+
+    def _settle_versions(self, module: Module, rows: Sequence[Instance], registry: str) -> None:
+        """Notes whether the healthy instances serve one version, and one manifest of each."""
+        digests: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            if row.health in _HEALTHY and row.version and row.digest:
+                digests[row.version].add(row.digest)
+        versions = sorted(digests, key=version_key)
+        drifting = [version for version in versions if len(digests[version]) > 1]
+        if versions != module.versions and max(len(versions), len(module.versions)) > 1:
+            self._version_event("module.version_skew", "versions", module, versions, registry)
+        if drifting != module.drifting:
+            self._version_event("module.drift", "drifting", module, drifting, registry)
+        if (versions, drifting) != (module.versions, module.drifting):
+            module.versions, module.drifting, module.last_changed = versions, drifting, self.now
+
+    def _version_event(
+        self, type_: str, column: str, module: Module, versions: Sequence[str], registry: str
+    ) -> None:
+        was = {column: getattr(module, column)}
+        self._event(type_, module=module.name, registry=registry, was=was, is_={column: versions})
 
     def _make_current(self, module: Module, row: Instance, registry: str) -> None:
         was = {"digest": module.digest, "version": module.version} if module.digest else None
@@ -425,7 +469,7 @@ class Ledger:
             type_,
             registry=source.registry_name,
             was=was,
-            is_={"connected": source.connected, "reason": source.reason},
+            is_={"connected": source.connected, "reason": source.reason, "doubt": source.doubt},
             source=source.name,
         )
 
@@ -469,7 +513,7 @@ def _new_module(name: str, now: datetime) -> dict[str, Any]:
         "status": "unavailable",
         **dict.fromkeys(("version", "digest", "title")),
         **dict.fromkeys(("total", *Health), 0),
-        **{listed: [] for listed in ("tags", "datacenters", "registries")},
+        **{listed: [] for listed in ("tags", "datacenters", "registries", "versions", "drifting")},
         "first_seen": now,
         "last_changed": now,
     }

@@ -42,7 +42,11 @@ def _maybe_moment(*, index: bool = False) -> Any:
 
 
 class Module(SQLModel, table=True):
-    """A module, and what its instances add up to."""
+    """A module, and what its instances add up to.
+
+    `versions` are those that its healthy instances serve, `drifting` the ones of them that come
+    with more than one manifest.
+    """
 
     __tablename__ = "modules"
 
@@ -59,6 +63,8 @@ class Module(SQLModel, table=True):
     tags: list[str] = Field(default_factory=list, sa_type=JSON)
     datacenters: list[str] = Field(default_factory=list, sa_type=JSON)
     registries: list[str] = Field(default_factory=list, sa_type=JSON)
+    versions: list[str] = Field(default_factory=list, sa_type=JSON)
+    drifting: list[str] = Field(default_factory=list, sa_type=JSON)
     first_seen: datetime = _moment()
     last_changed: datetime = _moment()
 
@@ -134,7 +140,11 @@ class Event(SQLModel, table=True):
 
 
 class Source(SQLModel, table=True):
-    """What one source of a registry last said, and whether it can be reached."""
+    """What one source of a registry last said, whether it can be reached, and why it is doubted.
+
+    `since` is when it was last connected, lost, doubted or believed again.
+    `accept_requested` is an operator's word that the synchronizer has not acted on yet.
+    """
 
     __tablename__ = "sources"
 
@@ -145,6 +155,13 @@ class Source(SQLModel, table=True):
     since: datetime = _moment()
     last_contact: datetime | None = _maybe_moment()
     instances: int = 0
+    doubt: str | None = None
+    accept_requested: bool = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is known of it is what it says now: it can be reached, and is believed."""
+        return self.connected and self.doubt is None
 
 
 class PushLease(SQLModel, table=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every revision that this program knows, oldest first; said here, so that only migrating needs Alembic."""
 
 HEAD = REVISIONS[-1]
@@ -23,8 +23,8 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def upgrade(connection: Connection) -> None:
-    """Runs the missing migrations inside the connection's transaction."""
+def upgrade(connection: Connection, revision: str = HEAD) -> None:
+    """Runs the missing migrations up to a revision, inside the connection's transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -33,4 +33,4 @@ def upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

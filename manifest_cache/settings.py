@@ -41,6 +41,18 @@ class CacheSettings(DiscoverySettings):
     revalidate: Duration = Field(
         default=300.0, gt=0, description="How often a known manifest is asked for again (`If-None-Match`)."
     )
+    max_drop: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="What share of a registry's instances may go missing at once and be believed at once. "
+        "Up to four always may.",
+    )
+    doubt: Duration = Field(
+        default=120.0,
+        ge=0,
+        description="How long a registry must go on telling of far fewer instances before it is believed.",
+    )
     heartbeat_interval: Duration = Field(
         default=30.0,
         ge=0.1,

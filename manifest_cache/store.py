@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from sqlmodel import col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.database import Database
+from manifest_cache.doubt import Doubted, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.ledger import Ledger
@@ -58,17 +60,44 @@ class Store:
         self._database = database
         self._settings = settings
 
-    def apply(self, updates: Sequence[Change | Lost]) -> Applied:
-        """Writes what registries told, in its order."""
+    def apply(self, updates: Sequence[Update]) -> Applied:
+        """Writes what registries told and how far they are believed, in its order."""
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
             for update in updates:
                 if isinstance(update, Change):
                     ledger.change(update)
-                else:
+                elif isinstance(update, Lost):
                     ledger.lost(update)
+                elif isinstance(update, Doubted):
+                    ledger.doubted(update.source, update.reason)
+                else:
+                    ledger.trusted(update.source)
             index = ledger.close()
             return Applied(index, [_job(row) for row in ledger.due])
+
+    def believed(self) -> dict[str, set[InstanceKey]]:
+        """The keys of all instances that are believed to be there, by source."""
+        with self._database.read() as session:
+            rows = session.exec(select(Instance.source, Instance.module, Instance.node, Instance.id)).all()
+        keys: dict[str, set[InstanceKey]] = defaultdict(set)
+        for source, module, node, id_ in rows:
+            keys[source].add(InstanceKey(module, node, id_))
+        return keys
+
+    def accept_requests(self) -> list[str]:
+        """The sources that an operator wants believed."""
+        with self._database.read() as session:
+            return list(session.exec(select(Source.name).where(col(Source.accept_requested))))
+
+    def request_acceptance(self, source: str | None = None) -> list[str]:
+        """Asks the synchronizer to believe a source that is doubted, or all such; returns which."""
+        with self._database.write() as session:
+            doubted = session.exec(select(Source).where(col(Source.doubt).is_not(None))).all()
+            wanted = [row for row in doubted if source in (None, row.name, row.registry_name)]
+            for row in wanted:
+                row.accept_requested = True
+            return [row.name for row in wanted]
 
     def apply_fetches(self, outcomes: Sequence[tuple[FetchJob, Outcome]]) -> int:
         """Writes what became of fetches; returns the index.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from discovery.consul import ConsulWatcher
 from discovery.consul_config import ConsulConfig
 from discovery.follow import follow
 from manifest_cache.database import Database, StoreUnavailable
+from manifest_cache.doubt import Accept, Beliefs, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.inbox import Inbox
@@ -54,8 +56,10 @@ class Synchronizer:
         self._push = PushRegistry(self._database, settings)
         self._watchers = _watchers(settings, consul)
         self._inbox = Inbox()
+        self._beliefs = Beliefs(settings.max_drop, settings.doubt)
         self._due = asyncio.Event()
         self._leases = asyncio.Event()
+        self._requests = asyncio.Event()
         self._in_flight: set[tuple[str, InstanceKey]] = set()
         # Whether more is due than there was room for.
         self._is_behind = False
@@ -79,9 +83,10 @@ class Synchronizer:
                 group.create_task(self._write_changes(), name="write changes")
                 group.create_task(self._write_outcomes(), name="write outcomes")
                 group.create_task(self._fetch_due(), name="fetch")
+                group.create_task(self._take_acceptances(), name="take acceptances")
+                group.create_task(self._notice_commits(), name="notice commits")
                 if "push" in self._settings.registries:
                     group.create_task(self._expire(), name="expire")
-                    group.create_task(self._notice_commits(), name="notice commits")
         finally:
             self._thread.close(_CLOSING)
             self._database.close()
@@ -90,6 +95,7 @@ class Synchronizer:
         await self._patiently("check the schema", self._database.check_schema)
         await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
         await self._patiently("extend leases", self._push.extend)
+        self._beliefs.start_from(await self._patiently("read instances", self._store.believed))
 
     async def _follow(self, watcher: Watcher) -> None:
         logger.info("following source=%s", watcher.source)
@@ -98,10 +104,30 @@ class Synchronizer:
 
     async def _write_changes(self) -> None:
         while True:
-            updates = await self._inbox.take()
-            applied = await self._patiently("write changes", self._store.apply, updates)
-            # What falls due by this is known: the schedule need not be read for it.
-            self._begin_fetches(applied.due)
+            updates = await self._next_updates()
+            if updates:
+                applied = await self._patiently("write changes", self._store.apply, updates)
+                # What falls due by this is known: the schedule need not be read for it.
+                self._begin_fetches(applied.due)
+
+    async def _next_updates(self) -> list[Update]:
+        """What registries told, as far as it is believed, or what is believed now without new word."""
+        ends_at = self._beliefs.doubt_ends_at
+        try:
+            async with asyncio.timeout(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
+                told = await self._inbox.take()
+        except TimeoutError:
+            return self._beliefs.look_again(time.monotonic())
+        return [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+
+    async def _take_acceptances(self) -> None:
+        """Believes what an operator says is to be believed."""
+        while True:
+            self._requests.clear()
+            for source in await self._patiently("read requests", self._store.accept_requests):
+                logger.warning("accepted by an operator source=%s", source)
+                self._inbox.put(Accept(source))
+            await _wait(self._requests, None)
 
     async def _write_outcomes(self) -> None:
         while True:
@@ -161,12 +187,13 @@ class Synchronizer:
             await _wait(self._leases, following)
 
     async def _notice_commits(self) -> None:
-        """Wakes the schedule when a web worker has taken in a registration."""
+        """Wakes the schedule when a web worker took in a registration, or an operator asked for something."""
         loop = asyncio.get_running_loop()
         ended = threading.Event()
 
         def committed() -> None:
             self._leases.set()
+            self._requests.set()
             # It may be a commit of our own, and what that made due has been begun.
             loop.call_later(_BEHIND_OWN, self._due.set)
 

@@ -32,7 +32,7 @@ class Read:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._etag = str(snapshot.index)
-        self._lost = [source for source in snapshot.sources if not source.connected]
+        self._lost = [source for source in snapshot.sources if not source.is_current]
 
     def unless_known(self, *, etag: str | None = None, registries: Collection[str] = ()) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.

@@ -432,6 +432,12 @@ class Module(_Answered):
     tags: list[str]
     datacenters: list[str]
     registries: list[str]
+    versions: list[str] = Field(
+        description="The versions that its healthy instances serve, ascending: several are version skew."
+    )
+    drifting: list[str] = Field(
+        description="Those of the versions that are served with more than one manifest."
+    )
     first_seen: Moment
     last_changed: Moment
     instances: list[Instance] = Field(default_factory=list, description="Where they are asked for.")

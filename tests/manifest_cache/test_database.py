@@ -27,6 +27,8 @@ CHANGE = Change(
     source="consul", present=(ServiceInstance(module="m", id="m-1", address="127.0.0.1"),), complete=True
 )
 
+NOW = {"now": "2026-01-01 00:00:00+00:00"}
+
 
 def write(database: Database) -> int:
     return Store(database, CacheSettings()).apply([CHANGE]).index
@@ -63,10 +65,19 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
         database.migrate()
 
 
-def test_an_older_schema_asks_for_a_migration(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "HEAD", "0000-next")
+def test_an_older_schema_asks_for_a_migration_and_loses_nothing(database_url: str) -> None:
+    database = Database(database_url)
+    with database.write() as session:
+        schema.upgrade(session.connection(), "0001")
+        session.execute(
+            text("INSERT INTO sources VALUES ('consul', 'consul', true, NULL, :now, NULL, 7)"), NOW
+        )
     with pytest.raises(SchemaMismatch, match=r"older schema 0001.*lictor migrate"):
         database.check_schema()
+    assert database.migrate() == ("0001", schema.HEAD)
+    with Reader(database).snapshot() as snapshot:
+        assert [(source.name, source.instances) for source in snapshot.sources] == [("consul", 7)]
+    database.close()
 
 
 def test_several_migrate_at_once(database_url: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.database import Database
+from manifest_cache.doubt import Doubted, Trusted
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.manifest import parse_manifest
@@ -235,6 +236,35 @@ def test_the_current_manifest_is_the_highest_version_that_passes(store: Store, r
     assert module(reader).version == "1.10.0"
     store.apply([complete()])
     assert module(reader).version == "1.10.0", "with none passing the last one stays"
+
+
+def test_version_skew_and_drift(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(id_="a"), instance(id_="b"), instance(id_="c"))])
+    due = {job.instance.id: job for job in jobs(store)}
+    store.apply_fetches([(due["a"], manifest()), (due["b"], manifest())])
+    assert (module(reader).versions, module(reader).drifting) == (["1.0.0"], [])
+    store.apply_fetches([(due["c"], manifest(version="1.1.0")), (due["b"], manifest(title="other"))])
+    assert (module(reader).versions, module(reader).drifting) == (["1.0.0", "1.1.0"], ["1.0.0"])
+    assert last(reader, "module.version_skew").data["is"] == {"versions": ["1.0.0", "1.1.0"]}
+    assert last(reader, "module.drift").data["is"] == {"drifting": ["1.0.0"]}
+    store.apply_fetches([(due[id_], manifest(version="1.1.0")) for id_ in ("a", "b")])
+    assert (module(reader).versions, module(reader).drifting) == (["1.1.0"], [])
+    assert last(reader, "module.drift").data["is"] == {"drifting": []}
+
+
+def test_a_source_is_doubted_and_believed_again(store: Store, reader: Reader) -> None:
+    before = store.apply([complete(instance())]).index
+    store.apply([Doubted("consul", "9 of 10 are missing"), Doubted("consul", "9 of 10 are missing")])
+    with reader.snapshot() as snapshot:
+        assert not snapshot.sources[0].is_current
+        assert snapshot.sources[0].doubt == "9 of 10 are missing"
+    assert store.request_acceptance("push") == []
+    assert store.request_acceptance("consul") == store.accept_requests() == ["consul"]
+    store.apply([Trusted("consul"), Trusted("consul")])
+    assert store.accept_requests() == []
+    with reader.snapshot() as snapshot:
+        assert snapshot.sources[0].is_current
+    assert types(reader, before) == ["registry.doubted", "registry.accepted"]
 
 
 def test_a_rejected_manifest_leaves_the_good_one(store: Store, reader: Reader) -> None:

@@ -18,6 +18,7 @@ from manifest_cache.models import Instance, Module
 from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
+from manifest_cache.store import Store
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 from tests.manifest_server import Behaviour, ManifestServer, answer, in_pieces, manifest, reset, silence
@@ -33,6 +34,7 @@ class Sync:
         self.database.migrate()
         self.reader = Reader(self.database)
         self.push = PushRegistry(self.database, settings)
+        self.store = Store(self.database, settings)
         self._consul = consul
 
     def running(self) -> Beside:
@@ -222,6 +224,10 @@ def test_consul_absent_then_there_then_wiped(
         with sync.reader.snapshot() as snapshot:
             return any(source.connected for source in snapshot.sources if source.name == "consul")
 
+    def doubt() -> str | None:
+        with sync.reader.snapshot() as snapshot:
+            return next(source.doubt for source in snapshot.sources if source.name == "consul")
+
     with sync.running(), serving(name) as module, server.client() as client:
         eventually(lambda: sync.reader.index() > 0)
         assert not connected()
@@ -235,9 +241,31 @@ def test_consul_absent_then_there_then_wiped(
         assert found is not None
         assert (found.status, found.version) == ("available", "1.0.0"), "the last known good is kept"
         server.start()
-        eventually(lambda: connected() and (module := sync.module(name)) and module.total == 0)
+        eventually(lambda: doubt() is not None)
+        found = sync.module(name)
+        assert found is not None
+        assert found.status == "available", "that Consul is empty is not believed at once"
+        assert sync.store.request_acceptance() == ["consul"]
+        eventually(lambda: doubt() is None and (module := sync.module(name)) and module.total == 0)
         client.register(definition(module, name))
         eventually(lambda: (module := sync.module(name)) and module.status == "available")
+
+
+def test_a_doubt_ends_by_itself(
+    make: Callable[..., Sync], consul_server: Callable[..., ConsulServer], name: str
+) -> None:
+    server = consul_server()
+    sync = make(server.config(), doubt=1.0)
+    with sync.running(), serving(name) as module, server.client() as client:
+        client.register(definition(module, name))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        index = sync.reader.index()
+        server.restart()
+        eventually(lambda: (found := sync.module(name)) and found.total == 0)
+        with sync.reader.snapshot() as snapshot:
+            types = [event.type for event in snapshot.events(after=index)]
+    assert types.index("registry.doubted") < types.index("instance.removed")
+    assert types.index("registry.doubted") < types.index("registry.accepted")
 
 
 def test_what_was_known_outlives_a_restart(

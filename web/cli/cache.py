@@ -59,3 +59,9 @@ def tell_of_lost_sources(snapshot: Snapshot) -> None:
                 "what it said last is shown.",
                 err=True,
             )
+        elif source.doubt is not None:
+            click.echo(
+                f"{source.name} has been doubted since {age(source.since)} ({plain(source.doubt)}): what it "
+                "said before is shown. If it is right, `lictor accept` says so.",
+                err=True,
+            )

@@ -106,6 +106,9 @@ def _contact(source: Source) -> Finding:
     if not source.connected:
         told = f"out of reach since {age(source.since)}: {source.reason or 'no reason is known'}"
         return warn(check, told, "see the checks of this registry, and that `lictor sync` runs")
+    if source.doubt is not None:
+        told = f"doubted since {age(source.since)}: {source.doubt}"
+        return warn(check, told, "if that is right, run `lictor accept`; else mend the registry")
     silent = (datetime.now(UTC) - source.last_contact).total_seconds() if source.last_contact else 0.0
     if source.name != "push" and silent > _SILENCE:
         told = f"last heard from {age(source.last_contact or source.since)}"

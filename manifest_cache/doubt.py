@@ -1,0 +1,160 @@
+"""Doubts a registry that suddenly tells of far fewer instances: what is told in, what to believe out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+
+AT_LEAST = 5
+"""So many instances must be missing at once, whatever the share, unless a source tells of none at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """What a source tells is not believed; `reason` says why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """What a source tells is believed, all of it."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """An operator believes what a source tells."""
+
+    source: str
+
+
+Update: TypeAlias = Change | Lost | Doubted | Trusted
+"""What becomes known of a source, as far as it is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to believe of what a source told, and how it stands with the rest."""
+
+    believed: Change
+    standing: Doubted | Trusted
+
+
+@dataclass(slots=True)
+class Picture:
+    """What one source tells now, beside what is believed of it.
+
+    Presence is believed at once. Absence is doubted when more than the share `max_drop` of the
+    believed instances (and at least five) are missing at once, or when a complete change tells of
+    none at all; it is believed when that has been so for `patience` seconds, without the source
+    being lost meanwhile, or when an operator says so.
+
+    Times are seconds of a monotonic clock.
+    """
+
+    source: str
+    max_drop: float
+    patience: float
+    believed: set[InstanceKey] = field(default_factory=set)
+    _told: set[InstanceKey] = field(default_factory=set)
+    _complete: bool = False
+    _doubted_since: float | None = None
+
+    def hear(self, change: Change, now: float) -> Verdict:
+        """Takes a change that the source told."""
+        if change.complete:
+            self._complete = True
+            self._told.clear()
+        self._told.difference_update(change.gone)
+        self._told.update(instance.key for instance in change.present)
+        return self._judge(change.present, now, empty=change.complete and not change.present)
+
+    def look_again(self, now: float, *, accept: bool = False) -> Verdict:
+        """Judges anew what the source told last; `accept` if an operator believes it."""
+        if accept and self._complete:
+            return self._believe(())
+        return self._judge((), now, empty=not self._told)
+
+    def lose(self) -> None:
+        """The source was lost: what it confirms has to be confirmed from the beginning."""
+        self._doubted_since = None
+
+    @property
+    def doubted_until(self) -> float | None:
+        """When the doubt ends by itself, None where there is none."""
+        return None if self._doubted_since is None else self._doubted_since + self.patience
+
+    def _judge(self, present: tuple[ServiceInstance, ...], now: float, *, empty: bool) -> Verdict:
+        if not self._complete:
+            # Nothing can be missing of what was not told in full yet.
+            return Verdict(Change(source=self.source, present=present), Trusted(self.source))
+        missing = self.believed - self._told
+        too_many = len(missing) >= AT_LEAST and len(missing) > self.max_drop * len(self.believed)
+        if not missing or not (too_many or empty):
+            return self._believe(present)
+        if self._doubted_since is None:
+            self._doubted_since = now
+        if now - self._doubted_since >= self.patience:
+            return self._believe(present)
+        reason = f"{len(missing)} of {len(self.believed)} instances are missing at once"
+        self.believed.update(instance.key for instance in present)
+        return Verdict(Change(source=self.source, present=present), Doubted(self.source, reason))
+
+    def _believe(self, present: tuple[ServiceInstance, ...]) -> Verdict:
+        gone = tuple(sorted(self.believed - self._told))
+        self.believed = self._told.copy()
+        self._doubted_since = None
+        return Verdict(Change(source=self.source, present=present, gone=gone), Trusted(self.source))
+
+
+class Beliefs:
+    """The pictures of all sources: what registries and operators say in, what to write down out."""
+
+    def __init__(self, max_drop: float, patience: float) -> None:
+        self._max_drop = max_drop
+        self._patience = patience
+        self._pictures: dict[str, Picture] = {}
+
+    def start_from(self, believed: Mapping[str, Iterable[InstanceKey]]) -> None:
+        """Takes what was believed of each source when the program last ended."""
+        for source, keys in believed.items():
+            self._picture(source).believed = set(keys)
+
+    def hear(self, said: Change | Lost | Accept, now: float) -> list[Update]:
+        """What to believe of what was just said."""
+        picture = self._picture(said.source)
+        if isinstance(said, Lost):
+            picture.lose()
+            return [said]
+        if isinstance(said, Accept):
+            verdict = picture.look_again(now, accept=True)
+        else:
+            verdict = picture.hear(said, now)
+        return [verdict.believed, verdict.standing]
+
+    def look_again(self, now: float) -> list[Update]:
+        """What to believe without new word: of sources whose time of doubt is over."""
+        over = [
+            picture
+            for picture in self._pictures.values()
+            if picture.doubted_until is not None and picture.doubted_until <= now
+        ]
+        verdicts = [picture.look_again(now) for picture in over]
+        return [update for verdict in verdicts for update in (verdict.believed, verdict.standing)]
+
+    @property
+    def doubt_ends_at(self) -> float | None:
+        """When a doubt next ends by itself, None where there is none."""
+        ends = (picture.doubted_until for picture in self._pictures.values())
+        return min((end for end in ends if end is not None), default=None)
+
+    def _picture(self, source: str) -> Picture:
+        if source not in self._pictures:
+            self._pictures[source] = Picture(source, self._max_drop, self._patience)
+        return self._pictures[source]

@@ -1,0 +1,146 @@
+"""What a source tells, and how much of it is believed when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+from manifest_cache.doubt import Accept, Beliefs, Doubted, Trusted, Update
+
+PATIENCE = 120.0
+
+
+def instances(count: int, first: int = 0) -> tuple[ServiceInstance, ...]:
+    return tuple(
+        ServiceInstance(module="m", id=str(number), node="n", address="127.0.0.1")
+        for number in range(first, first + count)
+    )
+
+
+def complete(count: int, first: int = 0) -> Change:
+    return Change(source="consul", present=instances(count, first), complete=True)
+
+
+def gone(*numbers: int) -> Change:
+    return Change(source="consul", gone=tuple(InstanceKey("m", "n", str(number)) for number in numbers))
+
+
+def removed(updates: Sequence[Update]) -> int:
+    return sum(len(update.gone) for update in updates if isinstance(update, Change))
+
+
+def doubted(updates: Sequence[Update]) -> bool:
+    (standing,) = [update for update in updates if isinstance(update, Doubted | Trusted)]
+    return isinstance(standing, Doubted)
+
+
+@pytest.fixture
+def beliefs() -> Beliefs:
+    beliefs = Beliefs(0.3, PATIENCE)
+    assert not doubted(beliefs.hear(complete(100), 0))
+    return beliefs
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        pytest.param(complete(70), False, id="30 % less"),
+        pytest.param(complete(69), True, id="31 % less"),
+        pytest.param(complete(0), True, id="none left"),
+        pytest.param(complete(100, first=100), True, id="all others"),
+        pytest.param(complete(200), False, id="more"),
+        pytest.param(gone(*range(31)), True, id="31 % deregistered at once"),
+        pytest.param(gone(*range(10)), False, id="10 % deregistered at once"),
+    ],
+)
+def test_how_much_may_go_at_once(beliefs: Beliefs, change: Change, doubt: bool) -> None:
+    updates = beliefs.hear(change, 1)
+    assert doubted(updates) == doubt
+    if doubt:
+        assert removed(updates) == 0
+        assert beliefs.doubt_ends_at == 1 + PATIENCE
+
+
+def test_one_by_one_is_believed_at_once(beliefs: Beliefs) -> None:
+    for number in range(100):
+        updates = beliefs.hear(gone(number), number)
+        assert not doubted(updates)
+        assert removed(updates) == 1
+
+
+def test_up_to_four_may_always_go() -> None:
+    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs.hear(complete(5), 0)
+    assert removed(beliefs.hear(gone(0, 1, 2, 3), 1)) == 4
+
+
+def test_an_empty_registry_is_doubted_however_little_was_known() -> None:
+    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs.hear(complete(1), 0)
+    assert doubted(beliefs.hear(complete(0), 1))
+
+
+def test_an_empty_registry_at_first_sight_is_no_cause_for_doubt() -> None:
+    assert not doubted(Beliefs(0.3, PATIENCE).hear(complete(0), 0))
+
+
+def test_what_is_there_is_believed_amid_doubt(beliefs: Beliefs) -> None:
+    updates = beliefs.hear(complete(10, first=95), 1)
+    assert doubted(updates)
+    (change,) = [update for update in updates if isinstance(update, Change)]
+    assert len(change.present) == 10
+    assert not change.complete
+
+
+def test_a_doubt_that_is_confirmed_long_enough_ends(beliefs: Beliefs) -> None:
+    beliefs.hear(complete(10), 1)
+    assert beliefs.look_again(PATIENCE) == []
+    assert doubted(beliefs.hear(Change(source="consul"), 60))
+    updates = beliefs.look_again(1 + PATIENCE)
+    assert not doubted(updates)
+    assert removed(updates) == 90
+    assert beliefs.doubt_ends_at is None
+
+
+def test_a_registry_that_recovers_is_believed(beliefs: Beliefs) -> None:
+    beliefs.hear(complete(10), 1)
+    updates = beliefs.hear(complete(98), 2)
+    assert not doubted(updates)
+    assert removed(updates) == 2
+
+
+def test_an_operator_ends_a_doubt(beliefs: Beliefs) -> None:
+    beliefs.hear(complete(10), 1)
+    updates = beliefs.hear(Accept("consul"), 2)
+    assert not doubted(updates)
+    assert removed(updates) == 90
+
+
+def test_a_lost_registry_has_confirmed_nothing(beliefs: Beliefs) -> None:
+    beliefs.hear(complete(10), 1)
+    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 100)
+    assert beliefs.doubt_ends_at is None
+    beliefs.hear(complete(10), 130)
+    assert beliefs.doubt_ends_at == 130 + PATIENCE
+
+
+def test_a_restart_forgets_nothing() -> None:
+    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
+    assert doubted(beliefs.hear(complete(0), 0))
+    assert removed(beliefs.hear(complete(99), 1)) == 1
+
+
+def test_acceptance_before_anything_was_told_removes_nothing() -> None:
+    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
+    assert removed(beliefs.hear(Accept("consul"), 0)) == 0
+
+
+def test_sources_are_doubted_apart(beliefs: Beliefs) -> None:
+    other = Change(source="consul/dc2", present=instances(100), complete=True)
+    beliefs.hear(other, 0)
+    assert doubted(beliefs.hear(complete(0), 1))
+    assert not doubted(beliefs.hear(Change(source="consul/dc2"), 1))
