@@ -16,7 +16,10 @@ from click.testing import CliRunner
 from tests.cli.command import LICTOR, Lictor
 from web.cli import main
 
-COMMANDS = ["up", "serve", "sync", "register", "modules", "show", "events", "validate", "migrate", "doctor"]
+COMMANDS = [
+    *("up", "serve", "sync", "register", "modules", "show"),
+    *("events", "validate", "accept", "migrate", "doctor"),
+]
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 

@@ -39,7 +39,7 @@ def test_a_module_has_the_shape_of_the_design(cache: Cache, client: FlaskClient)
     assert answer["index"] == index
     assert set(module) == {
         *("name", "title", "status", "version", "digest", "instance_counts", "tags"),
-        *("datacenters", "registries", "first_seen", "last_changed"),
+        *("datacenters", "registries", "first_seen", "last_changed", "versions", "drifting"),
     }
     assert (module["name"], module["title"], module["status"]) == (
         "financial",

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from discovery.durations import format_duration
 from discovery.errors import ConfigError
@@ -110,7 +112,7 @@ def test_a_containers_quota_counts(
 def test_the_page_tells_of_every_setting() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
-        default = "one per core, 2 to 8" if name == "workers" else _shown(field.default)
+        default = "one per core, 2 to 8" if name == "workers" else _shown(field)
         assert f"| `LICTOR_{name.upper()}` | {default} | {field.description} |\n" in page
     assert page.count("\n| `LICTOR_") == len(Settings.model_fields) + len(_OF_MODULES)
     for variable in _OF_MODULES:
@@ -120,12 +122,14 @@ def test_the_page_tells_of_every_setting() -> None:
 _OF_MODULES = ("LICTOR_VIA", "LICTOR_URL", "LICTOR_PUSH_TOKEN_FILE")
 
 
-def _shown(default: object) -> str:
+def _shown(field: FieldInfo) -> str:
+    default = field.default
     if default is None:
         return "not set"
     if isinstance(default, tuple):
         return f"`{','.join(default)}`"
-    return f"`{format_duration(default) if isinstance(default, float) else default}`"
+    is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata)
+    return f"`{format_duration(default) if is_duration else default}`"
 
 
 def test_a_line_of_the_log_is_one_json_object() -> None:
