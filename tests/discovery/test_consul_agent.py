@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 import httpx
 import pytest
@@ -144,7 +145,7 @@ def test_a_port_in_use_is_named(wanted: str, kind: socket.SocketKind) -> None:
 def test_a_port_that_is_taken_at_the_last_moment_is_another_the_next_time(program: Program) -> None:
     fails_once = program(
         f"if mkdir $0.seen 2>/dev/null; then echo 'bind: address already in use'; exit 1; fi\n"
-        f'exec {consul_binary()} "$@"'
+        f'exec {quote(str(consul_binary()))} "$@"'
     )
     with DevAgent(fails_once, http_port=0, dns_port=0) as agent:
         assert agent.running
