@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from manifest_cache.manifest import ParsedManifest, version_key
 from manifest_cache.models import Instance, Manifest, Module, Source, utc_now
 from manifest_cache.settings import CacheSettings
 from manifest_cache.working_set import Rows, chunks
+
+logger = logging.getLogger(__name__)
 
 _EVENTS = SQLModel.metadata.tables["events"]
 _HEALTHY = (Health.PASSING, Health.WARNING)
@@ -145,6 +148,7 @@ class Ledger:
             was = {"doubt": source.doubt}
             if source.doubt is None:
                 source.since = self.now
+            logger.warning("doubted source=%s: %s", name, reason)
             source.doubt = reason
             self._registry_event("registry.doubted", source, was)
 
@@ -155,6 +159,7 @@ class Ledger:
         if source.doubt is not None:
             was = {"doubt": source.doubt}
             source.doubt, source.since = None, self.now
+            logger.warning("believed again source=%s", name)
             self._registry_event("registry.accepted", source, was)
 
     def _heard_from(self, source: Source) -> None:
