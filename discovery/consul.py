@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
+from discovery.backoff import Backoff
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.consul_client import Answer, AsyncConsulClient
 from discovery.consul_config import ConsulConfig
@@ -34,6 +35,8 @@ READERS = 3
 # Between two queries of one watch, in seconds: a burst of changes is answered together.
 _FLOOR = 0.025
 _SIGN_OF_LIFE = 5.0
+# A watch that held this long was not part of the trouble that ended it.
+_STEADY = 60.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
 # Between two services that are read in passing.
@@ -69,13 +72,19 @@ class ConsulWatcher:
 
     async def watch(self) -> AsyncGenerator[Change]:
         """See `discovery.base.Watcher`. Raises RegistryUnavailable or RegistryRejected."""
+        backoff = Backoff()
         while True:
+            begun = time.monotonic()
             try:
                 async with aclosing(self._watch_once()) as changes:
                     async for change in changes:
                         yield change
             except _IndexWentBackError as exc:
                 logger.info("index went back source=%s path=%s: starting over", self.source, exc)
+            # A proxy that drops the index would else be asked without end.
+            if time.monotonic() - begun >= _STEADY:
+                backoff.reset()
+            await asyncio.sleep(backoff.next())
 
     async def _watch_once(self) -> AsyncGenerator[Change]:
         queue: asyncio.Queue[Change] = asyncio.Queue(_QUEUE)

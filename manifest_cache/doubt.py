@@ -73,7 +73,10 @@ class Picture:
             self._told.clear()
         self._told.difference_update(change.gone)
         self._told.update(instance.key for instance in change.present)
-        return self._judge(change.present, now, empty=change.complete and not change.present)
+        # Once it is doubted, an empty registry stays so until it tells of something: that it goes on
+        # answering is no deregistration.
+        doubted = self._doubted_since is not None
+        return self._judge(change.present, now, empty=not self._told and (change.complete or doubted))
 
     def look_again(self, now: float, *, accept: bool = False) -> Verdict:
         """Judges anew what the source told last; `accept` if an operator believes it."""

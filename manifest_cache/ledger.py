@@ -253,7 +253,10 @@ class Ledger:
 
     def pushed_manifest(self, row: Instance, parsed: ParsedManifest) -> None:
         """Notes the manifest that came with an instance's registration: none is fetched then."""
-        row.manifest_pushed = True
+        if not row.manifest_pushed:
+            # A fetch that is under way tells of what was before.
+            row.manifest_pushed = True
+            row.generation += 1
         self.known_manifest(row, parsed, None)
         row.fetch_at = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -323,6 +324,21 @@ def test_answers_that_cannot_be_used(behaviour: Behaviour) -> None:
         with Watching(ConsulWatcher(replace(config, timeout=0.2), wait=0.1)) as watching:
             eventually(lambda: len(watching.updates) >= 2)
             assert all(isinstance(update, Lost) for update in watching.updates)
+
+
+def test_answers_without_an_index_are_not_asked_for_in_a_hurry() -> None:
+    answers = {
+        "/v1/catalog/services": answer("{}"),
+        "/v1/health/state/critical": answer("[]"),
+        "/v1/health/state/warning": answer("[]"),
+        "/v1/health/state/any": answer("[]"),
+    }
+    with ManifestServer(answers) as server:
+        config = ConsulConfig.from_env({"CONSUL_HTTP_ADDR": f"{server.host}:{server.port}"})
+        with Watching(ConsulWatcher(config, wait=0.1)):
+            begun = time.monotonic()
+            server.wait_for_requests(20)
+            assert time.monotonic() - begun > 0.3, "each time round it waits longer"
 
 
 def test_a_handful_of_connections(consul_server: Callable[..., ConsulServer], name: str) -> None:

@@ -82,6 +82,16 @@ def test_an_empty_registry_is_doubted_however_little_was_known() -> None:
     assert doubted(beliefs.hear(complete(0), 1))
 
 
+def test_a_sign_of_life_confirms_nothing_by_itself() -> None:
+    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs.hear(complete(1), 0)
+    beliefs.hear(complete(0), 1)
+    updates = beliefs.hear(Change(source="consul"), 6)
+    assert doubted(updates)
+    assert removed(updates) == 0
+    assert removed(beliefs.look_again(1 + PATIENCE)) == 1
+
+
 def test_an_empty_registry_at_first_sight_is_no_cause_for_doubt() -> None:
     assert not doubted(Beliefs(0.3, PATIENCE).hear(complete(0), 0))
 

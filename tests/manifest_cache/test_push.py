@@ -12,6 +12,7 @@ from discovery.base import Health, ServiceInstance
 from discovery.errors import UnknownInstance
 from manifest_cache import ledger
 from manifest_cache import push as push_module
+from manifest_cache.fetcher import Fetched
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 from manifest_cache.models import Instance, utc_now
 from manifest_cache.push import PushRegistration, PushRegistry
@@ -72,6 +73,17 @@ def test_without_a_manifest_it_is_fetched(push: PushRegistry, store: Store) -> N
     push.register(PushRegistration(instance=INSTANCE))
     (job,), _ = store.due_fetches(limit=10)
     assert job.instance == INSTANCE
+
+
+def test_a_fetch_from_before_the_manifest_was_pushed_is_dropped(
+    push: PushRegistry, store: Store, reader: Reader
+) -> None:
+    push.register(PushRegistration(instance=INSTANCE))
+    (job,), _ = store.due_fetches(limit=10)
+    push.register(PushRegistration(instance=INSTANCE, manifest=manifest("2.0.0")))
+    store.apply_fetches([(job, Fetched(manifest("1.0.0"), None))])
+    assert row(reader).version == "2.0.0"
+    assert store.due_fetches(limit=10) == ([], None)
 
 
 def test_registering_again_replaces(push: PushRegistry, reader: Reader, store: Store) -> None:
