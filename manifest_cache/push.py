@@ -14,7 +14,8 @@ from sqlmodel import Session, col, select
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.errors import UnknownInstance
 from manifest_cache.database import Database
-from manifest_cache.ledger import Ledger, index_of
+from manifest_cache.event_log import index_of
+from manifest_cache.ledger import Ledger
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.models import Instance, PushLease, utc_now
 from manifest_cache.settings import CacheSettings

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 
 from discovery.base import Health
 from manifest_cache.database import Database
-from manifest_cache.ledger import index_of
+from manifest_cache.event_log import index_of
 from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source
 
 # A commit whose signal is lost is noticed this much later, in seconds.
