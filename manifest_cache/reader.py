@@ -88,6 +88,11 @@ class Snapshot:
         query = select(Module.status, func.count()).where(*_conditions(wanted)).group_by(Module.status)
         return dict(self._session.exec(query).all())
 
+    def health_counts(self) -> dict[str, int]:
+        """How many instances there are of each health."""
+        query = select(Instance.health, func.count()).group_by(col(Instance.health))
+        return {str(health): number for health, number in self._session.exec(query)}
+
     def module(self, name: str) -> Module | None:
         return self._session.get(Module, name)
 

@@ -23,7 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imported here, so that the command answers without Flask where it needs none.
     from flask import Flask
 
-    from web import api, backend, errors, health, openapi, pages
+    from web import api, backend, errors, exposition, health, observation, openapi, pages
     from web.settings import Settings
 
     settings = settings or Settings.load()
@@ -35,8 +35,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.register(app)
     for bp in api.BLUEPRINTS:
         app.register_blueprint(bp, url_prefix=api.PREFIX)
-    for bp in (health.bp, openapi.bp):
+    for bp in (health.bp, openapi.bp, exposition.bp):
         app.register_blueprint(bp)
     pages.install(app)
     openapi.install(app)
+    observation.install(app)
     return app

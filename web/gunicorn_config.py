@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from discovery.errors import ConfigError
+from web import metrics_files
 from web.logs import logging_config
 from web.settings import UNIX, Settings
 
@@ -58,6 +59,10 @@ def _hold_signals() -> None:
 
 def _release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    metrics_files.worker_ended(worker.pid)
 
 
 def when_ready(server: Any) -> None:
@@ -108,6 +113,7 @@ def _refuse(exc: OSError) -> NoReturn:
 
 
 _settings = _load()
+metrics_files.share()
 
 wsgi_app = "web.wsgi:app"
 proc_name = "lictor"

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from web.request_id import request_id
 from web.settings import Settings
 
-_TEXT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
+_TEXT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s%(request)s"
+
+
+class _OfRequest(logging.Filter):
+    """Adds the id of the request that a line is about."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        id_ = request_id.get()
+        record.request_id = id_
+        record.request = f" request={id_}" if id_ else ""
+        return True
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per line: `at`, `level`, `logger`, `process`, `message`, perhaps `exception`."""
+    """One JSON object per line: `at`, `level`, `logger`, `process`, `message`.
+
+    Beside them `request` where it is about one, and `exception` where there was one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -25,6 +40,8 @@ class JSONFormatter(logging.Formatter):
             "process": record.process,
             "message": record.getMessage(),
         }
+        if id_ := getattr(record, "request_id", None):
+            line["request"] = id_
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -41,10 +58,12 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "text": {"format": _TEXT},
             "json": {"()": JSONFormatter},
         },
+        "filters": {"request": {"()": _OfRequest}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
-                "formatter": settings.log_format,
+                "formatter": _format(settings),
+                "filters": ["request"],
                 "stream": "ext://sys.stderr",
             },
         },
@@ -57,3 +76,10 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "httpcore": {"level": libraries},
         },
     }
+
+
+def _format(settings: Settings) -> str:
+    """As the settings say, and else lines for people where one may be looking."""
+    if settings.log_format != "auto":
+        return settings.log_format
+    return "text" if sys.stderr.isatty() else "json"

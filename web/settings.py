@@ -50,8 +50,15 @@ class Settings(CacheSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="From which gravity on messages are logged."
     )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="How messages are logged: lines for people, or one JSON object per line."
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="How messages are logged: `text`, lines for people; `json`, one object per line; `auto`, "
+        "text on a terminal and JSON elsewhere.",
+    )
+    metrics_bind: str = Field(
+        default="127.0.0.1:8081",
+        description="Where the synchronizer serves its own `/metrics`: `HOST:PORT`, `[IPv6]:PORT` or `:PORT` "
+        "(all IPv4 addresses); empty for nowhere. The web server serves its metrics beside the API.",
     )
 
     @field_validator("bind")
@@ -61,11 +68,18 @@ class Settings(CacheSettings):
             if not bind.removeprefix(UNIX).startswith("/"):
                 raise ValueError("must name an absolute path after `unix:`")
             return bind
-        host, port = _split(bind)
-        if host and (fault := address_fault(host)) and not _is_unspecified(host):
-            raise ValueError(fault)
-        if not 1 <= port <= 65535:
-            raise ValueError("must end in a port from 1 to 65535")
+        _check(_split(bind))
+        return bind
+
+    @field_validator("metrics_bind")
+    @classmethod
+    def _somewhere_to_be_read(cls, bind: str) -> str:
+        if bind:
+            try:
+                _check(_split(bind))
+            except ValueError as exc:
+                # A socket's path is no address to Prometheus.
+                raise ValueError(str(exc).replace(" or unix:/PATH", ", or empty")) from None
         return bind
 
     @field_validator("log_level", mode="before")
@@ -87,8 +101,12 @@ class Settings(CacheSettings):
         """The address that `bind` names, None for a Unix socket."""
         if self.bind.startswith(UNIX):
             return None
-        host, port = _split(self.bind)
-        return HostPort(host or "0.0.0.0", port)  # noqa: S104 - asked for by ":PORT"
+        return _listening(self.bind)
+
+    @property
+    def metrics_host_port(self) -> HostPort | None:
+        """The address that `metrics_bind` names, None for nowhere."""
+        return _listening(self.metrics_bind) if self.metrics_bind else None
 
     @property
     def is_loopback(self) -> bool:
@@ -146,6 +164,18 @@ def _split(bind: str) -> HostPort:
     if not separator or not port.isascii() or not port.isdigit() or (":" in host and not bracketed):
         raise ValueError("must be HOST:PORT, [IPv6]:PORT, :PORT or unix:/PATH")
     return HostPort(host.strip("[]"), int(port))
+
+
+def _listening(bind: str) -> HostPort:
+    host, port = _split(bind)
+    return HostPort(host or "0.0.0.0", port)  # noqa: S104 - asked for by ":PORT"
+
+
+def _check(place: HostPort) -> None:
+    if place.host and (fault := address_fault(place.host)) and not _is_unspecified(place.host):
+        raise ValueError(fault)
+    if not 1 <= place.port <= 65535:
+        raise ValueError("must end in a port from 1 to 65535")
 
 
 def _is_unspecified(host: str) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 
 LICTOR = Path(sys.executable).with_name("lictor")
+# Tests read the lines, and several run at once.
+_DEFAULTS = {"LICTOR_LOG_FORMAT": "text", "LICTOR_METRICS_BIND": ""}
 LIMIT = 30.0
 
 
@@ -166,4 +168,4 @@ class Lictor:
         outside = {
             name: value for name, value in os.environ.items() if not name.startswith(("LICTOR_", "CONSUL_"))
         }
-        return {**outside, **self.settings, **settings}
+        return {**outside, **_DEFAULTS, **self.settings, **settings}

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import httpx
 import pytest
 
 from tests.cli.command import Lictor, wait_until_gone
 from tests.consul_server import eventually
 from tests.web.filling import Cache, instance
+from tests.web.gunicorn_server import free_port
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -93,3 +95,15 @@ def test_sync_says_what_it_cannot_fetch_and_goes_on(lictor: Lictor, cache: Cache
     synchronizer.wait_for("manifest rejected module=financial instance=financial-1")
     assert lictor.json("show", "financial")["instances"][0]["manifest_error"]["type"] == "unreachable"
     assert synchronizer.end() == 0
+
+
+def test_sync_serves_its_own_metrics(lictor: Lictor, cache: Cache) -> None:
+    bind = f"127.0.0.1:{free_port()}"
+    first = lictor.start("sync", LICTOR_METRICS_BIND=bind, LICTOR_REGISTRIES="push")
+    first.wait_for("metrics on")
+    answer = httpx.get(f"http://{bind}/metrics", trust_env=False)
+    assert "process_cpu_seconds_total" in answer.text
+    second = lictor.start("sync", LICTOR_METRICS_BIND=bind, LICTOR_REGISTRIES="push")
+    second.wait_for(f"LICTOR_METRICS_BIND: no metrics are served, for nothing can listen on {bind}")
+    assert second.end() == 0
+    assert first.end() == 0

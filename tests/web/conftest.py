@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.web.filling import Cache
+from tests.web.gunicorn_server import free_port
 from web import create_app
 from web.settings import Settings
 
@@ -66,3 +68,16 @@ def make_app(database_url: str) -> Iterator[Callable[..., Flask]]:
 def client(cache: Cache, make_app: Callable[..., Flask]) -> FlaskClient:
     """Asks an application with default settings over the database of `cache`."""
     return make_app().test_client()
+
+
+@pytest.fixture
+def bind() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def http(bind: str) -> Iterator[httpx.Client]:
+    # A connection for each request: the kernel chooses among the workers for each anew.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=f"http://{bind}", trust_env=False, limits=limits, timeout=20) as client:
+        yield client

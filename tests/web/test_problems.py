@@ -136,7 +136,7 @@ def test_every_faulty_parameter_is_named_at_once(asked: FlaskClient) -> None:
         "/nothing",
         "/static/nothing.css",
         "/static/../settings.py",
-        "/metrics",
+        "/metric",
     ],
 )
 def test_an_unknown_path(asked: FlaskClient, path: str) -> None:

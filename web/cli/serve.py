@@ -27,9 +27,12 @@ def serve(bind: str | None) -> None:
     It serves what the cache holds: page, API and health. SIGTERM and SIGINT end it, SIGHUP replaces
     its workers one by one.
     """
-    from manifest_cache.database import Database
+    from web import metrics_files
 
     settings = load_settings(bind=bind)
+    metrics_files.share()
+    from manifest_cache.database import Database
+
     database = Database(settings.database_url)
     try:
         refuse_missing_file(database)

@@ -38,13 +38,15 @@ def sync() -> None:
     from manifest_cache.database import Database
     from manifest_cache.sync import Synchronizer
     from web.logs import logging_config
+    from web.metrics_server import serving_metrics
 
     settings, consul = load_all()
     dictConfig(logging_config(settings))
     database = Database(settings.database_url)
     refuse_missing_file(database)
     database.close()
-    asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
+    with serving_metrics(settings):
+        asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
 
 
 async def _run_until_signal(synchronizer: Synchronizer) -> None:

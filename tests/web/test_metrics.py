@@ -1,0 +1,155 @@
+"""What is counted of requests and what the cache holds, as Prometheus reads it; and the ids of requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cli.command import wait_until_gone
+from tests.web.filling import Cache
+from tests.web.gunicorn_server import Gunicorn, running
+from web.logs import logging_config
+from web.request_id import request_id
+from web.settings import Settings
+
+ROUTE = "/api/v1/modules/<name>"
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(text: str, name: str, **labels: str) -> float | None:
+    return samples(text).get((name, frozenset(labels.items())))
+
+
+def counted(text: str, route: str, status: str, method: str = "GET") -> float:
+    name = "lictor_http_request_duration_seconds_count"
+    return value(text, name, method=method, route=route, status=status) or 0
+
+
+def test_requests_are_counted_by_route_and_status(client: FlaskClient, cache: Cache) -> None:
+    cache.module("financial")
+    before = client.get("/metrics").text
+    for name in ("financial", "financial", "unknown"):
+        client.get(f"/api/v1/modules/{name}")
+    client.get("/nowhere")
+    client.open("/nowhere", method="BREW")
+    after = client.get("/metrics").text
+    assert counted(after, ROUTE, "200") - counted(before, ROUTE, "200") == 2
+    assert counted(after, ROUTE, "404") - counted(before, ROUTE, "404") == 1
+    assert counted(after, "none", "404") - counted(before, "none", "404") == 1
+    assert counted(after, "none", "404", method="other") - counted(before, "none", "404", method="other") == 1
+
+
+def test_what_the_cache_holds_is_told(client: FlaskClient, cache: Cache) -> None:
+    cache.module("financial")
+    cache.lose("consul", "gone")
+    text = client.get("/metrics").text
+    assert value(text, "lictor_database_up") == 1
+    assert value(text, "lictor_modules", status="available") == 1
+    assert value(text, "lictor_instances", health="passing") == 1
+    assert value(text, "lictor_source_connected", source="consul") == 0
+    assert value(text, "lictor_source_doubted", source="consul") == 0
+    assert value(text, "lictor_index") == int(client.get("/api/v1/modules").headers["X-Lictor-Index"])
+    contact = value(text, "lictor_source_last_contact_timestamp_seconds", source="consul")
+    assert contact is not None
+    assert abs(time.time() - contact) < 60
+
+
+def test_it_answers_while_the_database_is_away(make_app: Callable[..., Flask], tmp_path: Path) -> None:
+    away = make_app(database_url=f"sqlite:///{tmp_path}/nowhere/lictor.db").test_client()
+    answer = away.get("/metrics")
+    assert answer.status_code == 200
+    assert value(answer.text, "lictor_database_up") == 0
+    assert value(answer.text, "lictor_index") is None
+
+
+def test_openmetrics_where_it_is_accepted(client: FlaskClient, cache: Cache) -> None:
+    answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.content_type.startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+    assert answer.text.count("# EOF") == 1
+    assert "lictor_database_up 1" in answer.text
+
+
+def test_all_workers_are_added_up(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind, workers="2") as server:
+        before = counted(http.get("/metrics").text, "/healthz", "200")
+        for _ in range(20):
+            assert http.get("/healthz").status_code == 200
+        answers = [http.get("/metrics").text for _ in range(6)]
+        assert {counted(text, "/healthz", "200") - before for text in answers} == {20.0}
+        folder = folder_of(server)
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind) as server:
+        folder = folder_of(server)
+        family = [server.process.pid, *children(server.process.pid)]
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        wait_until_gone(*family[1:])
+        server.process.wait()
+        assert folder.is_dir()
+    with running(tmp_path, http, database_url=database_url, bind=bind):
+        assert not folder.exists()
+
+
+def folder_of(server: Gunicorn) -> Path:
+    """Where the processes of a server count, found by the lock that it holds there."""
+    held = (entry.readlink() for entry in Path(f"/proc/{server.process.pid}/fd").iterdir())
+    return next(path.parent for path in held if "/lictor-metrics-" in str(path))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("sent", ["a", "00-4bf92f3577b34da6-01", "a/b=+:@._-"])
+def test_an_id_that_is_sent_comes_back(client: FlaskClient, cache: Cache, sent: str) -> None:
+    assert client.get("/healthz", headers={"X-Request-Id": sent}).headers["X-Request-Id"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "ä", "a" * 129])
+def test_any_other_is_replaced(client: FlaskClient, cache: Cache, sent: str) -> None:
+    ids = {client.get("/healthz", headers={"X-Request-Id": sent}).headers["X-Request-Id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert sent not in ids
+
+
+def test_lines_of_the_log_name_the_request() -> None:
+    config = logging_config(Settings.load(log_format="text"))
+    record = logging.LogRecord("x", logging.INFO, "", 1, "said", (), None)
+    token = request_id.set("abc-1")
+    try:
+        assert config["filters"]["request"]["()"]().filter(record)
+    finally:
+        request_id.reset(token)
+    assert (
+        logging.Formatter(config["formatters"]["text"]["format"])
+        .format(record)
+        .endswith("said request=abc-1")
+    )
+    assert json.loads(config["formatters"]["json"]["()"]().format(record))["request"] == "abc-1"

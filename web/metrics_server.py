@@ -1,0 +1,43 @@
+"""Serves what the synchronizer counts: its process's figures in, `/metrics` on a port of its own out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import start_http_server
+
+from web.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def serving_metrics(settings: Settings) -> Iterator[None]:
+    """Serves them while the body runs, where the settings say; a port in use is said, and nothing else.
+
+    Two synchronizers on one machine need a port each, and the second is no worse for having none.
+    """
+    place = settings.metrics_host_port
+    if place is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(place.port, addr=place.host)
+    except OSError as exc:
+        logger.warning(
+            "LICTOR_METRICS_BIND: no metrics are served, for nothing can listen on %s: %s. Choose another "
+            "address, or leave it empty",
+            settings.metrics_bind,
+            exc.strerror or exc,
+        )
+        yield
+        return
+    logger.info("metrics on http://%s/metrics", settings.metrics_bind)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
