@@ -7,9 +7,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy import URL, Connection, text
+
+from manifest_cache import postgres
 
 _CHANNEL = "lictor_commit"
 # Where no kernel tells of a touched file, it is looked at this often, in seconds.
@@ -128,19 +130,9 @@ class _ListeningWatch:
     def __init__(self, url: URL) -> None:
         import psycopg
 
-        arguments: dict[str, Any] = dict(url.query)
         self._error = psycopg.Error
         try:
-            self._connection = psycopg.connect(
-                host=url.host,
-                port=url.port,
-                user=url.username,
-                password=url.password,
-                dbname=url.database,
-                autocommit=True,
-                connect_timeout=5,
-                **arguments,
-            )
+            self._connection = postgres.connect(url)
             self._connection.execute(f"LISTEN {_CHANNEL}")
         except psycopg.Error as exc:
             raise OSError(str(exc).strip()) from exc

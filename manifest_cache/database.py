@@ -14,13 +14,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
-from manifest_cache import commit_signal, schema
+from manifest_cache import commit_signal, glance, schema
+from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before it gives up."""
 
-# Any number does, as long as nothing else on the server uses it: it spells "lictor".
-_WRITER_LOCK = 0x6C6963746F72
+_KEPT_CONNECTIONS = 5
 
 
 class StoreError(Exception):
@@ -49,17 +49,21 @@ class Database:
 
     `url` is a SQLAlchemy URL of SQLite (a file) or PostgreSQL (psycopg 3). Writers are serialized,
     so that the indexes of events become visible in their order: by `BEGIN IMMEDIATE` on SQLite, by
-    an advisory lock on PostgreSQL. Readers never wait for writers.
+    an advisory lock on PostgreSQL. Readers never wait for writers. At most `connections` are open
+    at once, beside that of `index`.
 
     Every method raises StoreUnavailable where the database cannot serve.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connections: int = 15) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._signal = commit_signal.for_url(self.url)
+        self._glance = glance.for_url(self.url)
+        kept = min(connections, _KEPT_CONNECTIONS)
+        pool = {"pool_size": kept, "max_overflow": connections - kept}
         if self.is_sqlite:
-            self._engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT})
+            self._engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT}, **pool)
             event.listen(self._engine, "connect", _prepare_sqlite)
         else:
             self._engine = create_engine(
@@ -67,6 +71,7 @@ class Database:
                 pool_pre_ping=True,
                 isolation_level="REPEATABLE READ",
                 connect_args={"connect_timeout": int(BUSY_TIMEOUT), "application_name": "lictor"},
+                **pool,
             )
         event.listen(self._engine, "begin", _begin)
 
@@ -81,7 +86,15 @@ class Database:
         return Path(self.url.database or "") if self.is_sqlite else None
 
     def close(self) -> None:
+        self._glance.close()
         self._engine.dispose()
+
+    def index(self) -> int:
+        """The newest index, never older than at the time of the call; it costs next to nothing."""
+        try:
+            return self._glance.index()
+        except OSError as exc:
+            raise StoreUnavailable(str(exc)) from exc
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -97,11 +110,13 @@ class Database:
         """
         with _translated_faults():
             with self._writing() as connection:
+                noticed = time.monotonic()
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
                 yield session
                 session.flush()
                 if not quiet:
                     self._signal.in_transaction(connection)
+                    self._give_notice(noticed)
             if not quiet:
                 self._signal.after_commit()
 
@@ -116,6 +131,12 @@ class Database:
                 connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 yield connection
+
+    def _give_notice(self, noticed: float) -> None:
+        """Waits until readers have had the time to notice that a commit is about to come."""
+        left = noticed + COMMIT_NOTICE - time.monotonic()
+        if not self.is_sqlite and left > 0:
+            time.sleep(left)
 
     def watch(self) -> commit_signal.CommitWatch:
         """Wakes at each commit of any process; close it after use."""
@@ -191,7 +212,7 @@ def _begin(connection: Connection) -> None:
             text("SELECT set_config('lock_timeout', :milliseconds, true)"),
             {"milliseconds": str(int(BUSY_TIMEOUT * 1000))},
         )
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
 
 
 @contextmanager

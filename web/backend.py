@@ -16,6 +16,8 @@ from web.push_guard import PushGuard
 from web.settings import Settings
 
 _EXTENSION = "lictor"
+# For what reads beside the threads that answer.
+_MORE_CONNECTIONS = 2
 
 
 class Backend:
@@ -79,7 +81,9 @@ class Backend:
                 self._of_parents.append(self._database)
                 self._database = None
             if self._database is None:
-                self._database = Database(self.settings.database_url)
+                self._database = Database(
+                    self.settings.database_url, connections=self.settings.threads + _MORE_CONNECTIONS
+                )
                 self._owner = os.getpid()
                 self._schema_is_right = False
             return self._database
