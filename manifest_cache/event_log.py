@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert
-from sqlmodel import SQLModel, select
+from sqlalchemy import Connection
+from sqlmodel import SQLModel
 
 from manifest_cache.models import Instance, Source
+from manifest_cache.statements import statements
 
 _EVENTS = SQLModel.metadata.tables["events"]
 
@@ -94,14 +95,13 @@ class EventLog:
 
     def write(self) -> int:
         """Stores the lines; returns the index, that of the newest one of all."""
-        if self._lines:
-            self._connection.execute(insert(_EVENTS), self._lines)
+        statements(_EVENTS, self._connection.dialect).insert(self._connection, self._lines)
         return index_of(self._connection)
 
 
 def index_of(connection: Connection) -> int:
     """The index of the newest event that the connection sees, 0 if there is none."""
-    newest: int | None = connection.execute(select(func.max(_EVENTS.c.index))).scalar()
+    newest: int | None = connection.exec_driver_sql('SELECT max("index") FROM events').scalar()
     return newest or 0
 
 

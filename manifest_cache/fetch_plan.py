@@ -13,7 +13,7 @@ from discovery.base import ServiceInstance
 from manifest_cache.models import Instance, Manifest
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY
-from manifest_cache.working_set import chunks
+from manifest_cache.statements import chunks
 
 _FIRST_RETRY = 1.0
 

@@ -6,16 +6,14 @@ to make and to write than the database takes for it, and somebody waits for ever
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Table
 from sqlmodel import SQLModel
 
-# SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
-_CHUNK = 500
+from manifest_cache.statements import statements
 
-Item = TypeVar("Item")
 Model = TypeVar("Model", bound=SQLModel)
 
 
@@ -33,21 +31,21 @@ class Rows(Generic[Model]):
 
     def __init__(self, connection: Connection, model: type[Model]) -> None:
         self._connection = connection
-        self._table: Table = model.__table__  # type: ignore[attr-defined]
+        table: Table = model.__table__  # type: ignore[attr-defined]
+        self._statements = statements(table, connection.dialect)
+        self._keys = [column.name for column in table.primary_key]
         self._attributes = _attributes(model)
         self._loaded: list[tuple[Model, dict[str, Any]]] = []
         self._new: list[Model] = []
 
     def load(self, attribute: str, values: Collection[Any]) -> list[Model]:
         """The stored rows whose attribute has one of these values; each row is loaded only once."""
-        column = self._table.c[attribute]
         found = []
-        for some in chunks(sorted(values)):
-            for stored in self._connection.execute(select(self._table).where(column.in_(some))).mappings():
-                original = {self._attributes[name]: value for name, value in stored.items()}
-                row = cast(Model, _Row(original))
-                self._loaded.append((row, original))
-                found.append(row)
+        for stored in self._statements.select(self._connection, attribute, values):
+            original = dict(zip(self._attributes.values(), stored, strict=True))
+            row = cast(Model, _Row(original))
+            self._loaded.append((row, original))
+            found.append(row)
         return found
 
     def add(self, **values: Any) -> Model:
@@ -63,47 +61,42 @@ class Rows(Generic[Model]):
         self._new = [row for row in self._new if id(row) not in gone]
         self._loaded = [(row, original) for row, original in self._loaded if id(row) not in gone]
         stored = [getattr(row, attribute) for row in rows if id(row) not in new]
-        column = self._table.c[attribute]
-        for some in chunks(stored):
-            self._connection.execute(delete(self._table).where(column.in_(some)))
+        self._statements.delete(self._connection, attribute, stored)
 
     def write(self) -> None:
         """Stores what is new or changed; to be called once, at the end."""
-        for some in chunks(self._new):
-            self._connection.execute(insert(self._table), [self._values(row) for row in some])
-        changed = [row for row, original in self._loaded if vars(row) != original]
-        keys = [column.name for column in self._table.primary_key]
-        for some in chunks(changed):
-            self._connection.execute(self._update(keys), [self._parameters(row, keys) for row in some])
+        self._statements.insert(self._connection, [self._columns_of(vars(row)) for row in self._new])
+        self._statements.update(
+            self._connection,
+            [
+                (self._key_of(original), self._columns_of(changed))
+                for row, original in self._loaded
+                if (changed := _difference(original, vars(row)))
+            ],
+        )
 
-    def _update(self, keys: Sequence[str]) -> Any:
-        names = [name for name in self._attributes if name not in keys]
-        its = (self._table.c[name] == bindparam(f"its_{name}") for name in keys)
-        return update(self._table).where(*its).values({name: bindparam(f"new_{name}") for name in names})
-
-    def _parameters(self, row: Model, keys: Sequence[str]) -> dict[str, Any]:
-        return {
-            f"its_{name}" if name in keys else f"new_{name}": value
-            for name, value in self._values(row).items()
-        }
-
-    def _values(self, row: Model) -> dict[str, Any]:
-        said = vars(row)
+    def _columns_of(self, said: Mapping[str, Any]) -> dict[str, Any]:
         return {name: said[attribute] for name, attribute in self._attributes.items() if attribute in said}
+
+    def _key_of(self, original: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: original[self._attributes[name]] for name in self._keys}
+
+
+def _difference(original: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    if now == original:
+        return {}
+    return {name: value for name, value in now.items() if value != original[name]}
 
 
 _known_attributes: dict[type[SQLModel], dict[str, str]] = {}
 
 
 def _attributes(model: type[SQLModel]) -> dict[str, str]:
-    """The attribute of each column: named like it, but where SQLAlchemy reserves the name."""
+    """The attribute of each column, in the table's order: of its name, but where SQLAlchemy reserves that."""
     if model not in _known_attributes:
         mapper = model.__mapper__  # type: ignore[attr-defined]
-        _known_attributes[model] = {attr.columns[0].name: attr.key for attr in mapper.column_attrs}
+        columns = mapper.local_table.columns
+        _known_attributes[model] = {
+            column.name: mapper.get_property_by_column(column).key for column in columns
+        }
     return _known_attributes[model]
-
-
-def chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """The items in portions that fit into one statement."""
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]
