@@ -13,7 +13,7 @@ from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.event_log import EventLog, described, described_error
 from manifest_cache.fetch_plan import FetchPlan
 from manifest_cache.manifest import ParsedManifest
-from manifest_cache.models import Instance, Manifest, Module, Source, utc_now
+from manifest_cache.models import Instance, Manifest, Module, Source, Tombstone, utc_now
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY, Settlement, new_module
 from manifest_cache.working_set import Rows
@@ -21,6 +21,7 @@ from manifest_cache.working_set import Rows
 logger = logging.getLogger(__name__)
 
 _CONTACT_RESOLUTION = timedelta(seconds=5)
+_REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
 
 
 class Ledger:
@@ -37,10 +38,12 @@ class Ledger:
         self._modules = Rows(self._connection, Module)
         self._manifests = Rows(self._connection, Manifest)
         self._instances = Rows(self._connection, Instance)
+        self._tombstones = Rows(self._connection, Tombstone)
         self._source_named: dict[str, Source] = {}
         self._module_named: dict[str, Module] = {}
         self._manifest_of: dict[tuple[str, str], Manifest] = {}
         self._instances_of: dict[str, list[Instance]] = {}
+        self._buried: dict[tuple[str, InstanceKey], Tombstone] = {}
         self._fresh: set[str] = set()
         self._touched: dict[str, str] = {}
         self._log = EventLog(self._connection, self.now)
@@ -100,10 +103,7 @@ class Ledger:
         names = self._names_in(change)
         self._load(names)
         rows = {
-            InstanceKey(row.module, row.node, row.id): row
-            for name in names
-            for row in self._instances_of[name]
-            if row.source == source.name
+            _key(row): row for name in names for row in self._instances_of[name] if row.source == source.name
         }
         present = {instance.key: instance for instance in change.present}
         gone = set(rows).difference(present) if change.complete else set(change.gone).intersection(rows)
@@ -174,6 +174,7 @@ class Ledger:
                 self._log.add("module.registered", module=name, registry=source.registry_name)
 
     def _add(self, instances: Sequence[ServiceInstance], source: Source) -> None:
+        self._lift_tombstones(instances, source)
         announced = self._fetches.announced(instances)
         for instance in instances:
             row = self._instances.add(**self._new_instance(instance, source))
@@ -182,6 +183,14 @@ class Ledger:
             self._fetches.plan(row, announced)
             self._log.instance("instance.added", row, is_=described(row))
         source.instances += len(instances)
+
+    def _lift_tombstones(self, instances: Sequence[ServiceInstance], source: Source) -> None:
+        """Takes away the tombstones of instances that come back."""
+        keys = {(source.name, instance.key) for instance in instances}
+        stored = self._tombstones.load("id", {key.id for _, key in keys})
+        back = [row for row in stored if (row.source, _key(row)) in keys]
+        back += [self._buried.pop(key) for key in keys & self._buried.keys()]
+        self._tombstones.remove(back, "key")
 
     def _new_instance(self, instance: ServiceInstance, source: Source) -> dict[str, Any]:
         return {
@@ -231,6 +240,7 @@ class Ledger:
         for row in rows:
             self._touched[row.module] = row.registry_name
             self._log.instance("instance.removed", row, was=described(row))
+            self._buried[row.source, _key(row)] = self._tombstones.add(**_epitaph(row), gone_at=self.now)
         gone = {id(row) for row in rows}
         for name in {row.module for row in rows}:
             self._instances_of[name] = [row for row in self._instances_of[name] if id(row) not in gone]
@@ -304,13 +314,22 @@ class Ledger:
             module, rows = self._module_named[name], self._instances_of[name]
             settlement.settle(module, rows, registry, is_new=name in self._fresh)
         # In the order in which rows refer to each other.
-        for table in (self._sources, self._modules, self._manifests, self._instances):
+        for table in (self._sources, self._modules, self._manifests, self._instances, self._tombstones):
             table.write()
         return self._log.write()
 
 
 def _is(row: Instance, source: str, key: InstanceKey) -> bool:
-    return (row.source, row.module, row.node, row.id) == (source, *key)
+    return row.source == source and _key(row) == key
+
+
+def _key(row: Instance | Tombstone) -> InstanceKey:
+    return InstanceKey(row.module, row.node, row.id)
+
+
+def _epitaph(row: Instance) -> dict[str, Any]:
+    """What is remembered of an instance that is gone."""
+    return {name: getattr(row, name) for name in _REMEMBERED}
 
 
 def _definition(instance: ServiceInstance) -> dict[str, Any]:

@@ -112,6 +112,36 @@ class Instance(SQLModel, table=True):
     last_changed: datetime = _moment()
 
 
+class Tombstone(SQLModel, table=True):
+    """An instance that is gone, as it was known last; if the instance comes back its tombstone goes."""
+
+    __tablename__ = "tombstones"
+    __table_args__ = (
+        # Led by the id, by which instances that come back are looked for.
+        UniqueConstraint("id", "module", "node", "source", name="uq_tombstones_key"),
+        Index("ix_tombstones_module_key", "module", "key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    key: int | None = Field(default=None, primary_key=True)
+    source: str
+    module: str = Field(foreign_key="modules.name")
+    node: str = ""
+    id: str
+    registry_name: str = Field(sa_column_kwargs={"name": "registry"})
+    datacenter: str = ""
+    address: str
+    port: int = 0
+    scheme: str = "http"
+    tags: list[str] = Field(default_factory=list, sa_type=JSON)
+    meta: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
+    health: Health = Field(sa_type=Text)
+    version: str | None = None
+    digest: str | None = None
+    first_seen: datetime = _moment()
+    gone_at: datetime = _moment(index=True)
+
+
 class Manifest(SQLModel, table=True):
     """A manifest, stored once per module and digest, as canonical JSON (RFC 8785)."""
 
@@ -131,7 +161,7 @@ class Event(SQLModel, table=True):
     __table_args__ = (Index("ix_events_module_index", "module", "index"), {"sqlite_autoincrement": True})
 
     index: int | None = Field(default=None, primary_key=True)
-    at: datetime = _moment(index=True)
+    at: datetime = _moment()
     type: str
     module: str | None = None
     instance: str | None = None

@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from discovery.base import Health
 from manifest_cache.database import Database
 from manifest_cache.event_log import index_of
-from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source
+from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source, Tombstone
 
 # A commit whose signal is lost is noticed this much later, in seconds.
 _SIGNAL_LOST = 1.0
@@ -118,6 +118,13 @@ class Snapshot:
             query = query.where(col(Instance.key) > after)
         rows: Sequence[Instance] = self._session.exec(query.limit(limit)).all()
         return rows
+
+    def tombstones(self, module: str, *, limit: int = 100, before: int | None = None) -> Sequence[Tombstone]:
+        """Instances of a module that are gone, the last to go first, those before the key `before`."""
+        query = select(Tombstone).where(Tombstone.module == module).order_by(col(Tombstone.key).desc())
+        if before is not None:
+            query = query.where(col(Tombstone.key) < before)
+        return self._session.exec(query.limit(limit)).all()
 
     def leases(self, instances: Collection[int]) -> dict[int, PushLease]:
         """The leases of these instances (their keys) that were pushed."""

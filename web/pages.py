@@ -30,6 +30,7 @@ bp = Blueprint("pages", __name__)
 _ON_A_PAGE = 100
 _INSTANCES_SHOWN = 200
 _HISTORY_SHOWN = 20
+_TOMBSTONES_SHOWN = 20
 _EVENTS_SHOWN = 25
 _CONTENT_SECURITY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -106,6 +107,7 @@ def _module_page(read: Read, module: models.Module) -> str:
         index=snapshot.index,
         module=module,
         instances=instance_shapes(read.snapshot, rows),
+        tombstones=snapshot.tombstones(module.name, limit=_TOMBSTONES_SHOWN),
         manifest=manifest,
         said=_typed(manifest),
         links=_links(manifest),

@@ -383,6 +383,32 @@ class Instance(_Answered):
         )
 
 
+class Tombstone(_Answered):
+    """An instance that is gone, as it was known last."""
+
+    id: str
+    module: str
+    address: str
+    port: int = Field(description="0 where the registry knew none.")
+    scheme: str
+    node: str = Field(description="Empty where the registry has no nodes.")
+    datacenter: str = Field(description="Empty where the registry has no datacenters.")
+    tags: list[str]
+    meta: dict[str, str]
+    health: HealthWord = Field(description="How it was at last.")
+    registry: str = Field(description="The registry that told of it, and that it is gone.")
+    version: str | None
+    digest: str | None
+    first_seen: Moment
+    gone_at: Moment
+
+    @classmethod
+    def of(cls, row: models.Tombstone) -> Self:
+        return cls.model_validate(
+            {**_columns(row, cls), "health": str(row.health), "registry": row.registry_name}
+        )
+
+
 def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list[Instance]:
     """The shapes of instances, with when their registry last confirmed each of them."""
     contacts = {source.name: source.last_contact for source in snapshot.sources if source.name != PUSH}
@@ -515,6 +541,12 @@ class ModuleList(_Answered):
 
 class InstanceList(_Answered):
     items: list[Instance]
+    next: Next
+    index: Index
+
+
+class TombstoneList(_Answered):
+    items: list[Tombstone]
     next: Next
     index: Index
 

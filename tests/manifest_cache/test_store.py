@@ -13,7 +13,7 @@ from manifest_cache.doubt import Doubted, Trusted
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import Event, Instance, Module
+from manifest_cache.models import Event, Instance, Module, Tombstone
 from manifest_cache.reader import ModuleFilter, Reader
 from manifest_cache.store import FetchJob, Outcome, Store
 
@@ -62,9 +62,13 @@ def module(reader: Reader, name: str = "financial") -> Module:
     return found
 
 
-def only_instance(reader: Reader, name: str = "financial") -> Instance:
+def instances(reader: Reader, name: str = "financial") -> list[Instance]:
     with reader.snapshot() as snapshot:
-        (row,) = snapshot.instances([name])[name]
+        return snapshot.instances([name])[name]
+
+
+def only_instance(reader: Reader, name: str = "financial") -> Instance:
+    (row,) = instances(reader, name)
     return row
 
 
@@ -155,6 +159,58 @@ def test_the_last_instance_goes_and_the_manifest_stays(store: Store, reader: Rea
     assert (found.status, found.version) == ("unavailable", "1.0.0")
     with reader.snapshot() as snapshot:
         assert "financial" in snapshot.manifests(["financial"])
+
+
+def gone(*instances: ServiceInstance, source: str = "consul") -> Change:
+    return Change(source=source, gone=tuple(one.key for one in instances))
+
+
+def tombstones(reader: Reader, name: str = "financial") -> list[Tombstone]:
+    with reader.snapshot() as snapshot:
+        return list(snapshot.tombstones(name))
+
+
+def test_an_instance_that_goes_leaves_a_tombstone(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(meta={"zone": "b"}), instance(id_="financial-2"))])
+    fetch_all(store, manifest())
+    store.apply([present(instance(meta={"zone": "b"}, health=Health.CRITICAL))])
+    last_known = {row.id: row for row in instances(reader)}["financial-1"]
+    store.apply([gone(instance())])
+    (tombstone,) = tombstones(reader)
+    remembered = set(Tombstone.model_fields) - {"key", "gone_at"}
+    assert {name: getattr(tombstone, name) for name in remembered} == {
+        name: getattr(last_known, name) for name in remembered
+    }
+    assert (tombstone.health, tombstone.version, tombstone.meta) == ("critical", "1.0.0", {"zone": "b"})
+    assert tombstone.gone_at == last(reader, "instance.removed").at
+
+
+def test_an_instance_that_comes_back_has_no_tombstone(store: Store, reader: Reader) -> None:
+    both = instance(), instance(id_="financial-2")
+    store.apply([complete(*both)])
+    store.apply([complete()])
+    assert [row.id for row in tombstones(reader)] == ["financial-2", "financial-1"], "the last to go first"
+    store.apply([present(both[0])])
+    assert [row.id for row in tombstones(reader)] == ["financial-2"]
+    store.apply([present(both[1])])
+    assert tombstones(reader) == []
+
+
+def test_only_what_comes_back_loses_its_tombstone(store: Store, reader: Reader) -> None:
+    here = instance()
+    store.apply([complete(here, instance(node="n2")), present(here, source="push")])
+    store.apply([gone(here, instance(node="n2")), gone(here, source="push")])
+    store.apply([present(here)])
+    assert {(row.source, row.node) for row in tombstones(reader)} == {("consul", "n2"), ("push", "n1")}
+
+
+def test_gone_and_back_in_one_batch(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance(), instance(id_="financial-2"))])
+    went = gone(instance()), gone(instance(id_="financial-2"))
+    store.apply([*went, present(instance()), gone(instance()), present(instance())])
+    assert [row.id for row in tombstones(reader)] == ["financial-2"]
+    store.apply([present(instance(id_="financial-2")), went[1]])
+    assert [row.id for row in tombstones(reader)] == ["financial-2"]
 
 
 def test_one_id_on_two_nodes_is_two_instances(store: Store, reader: Reader) -> None:

@@ -53,6 +53,34 @@ def test_a_module_has_the_shape_of_the_design(cache: Cache, client: FlaskClient)
     assert MOMENT.fullmatch(module["last_changed"])
 
 
+def test_instances_that_are_gone_are_tombstones(cache: Cache, client: FlaskClient) -> None:
+    cache.announce(*(instance("financial", number) for number in (1, 2, 3)))
+    cache.serve("financial", version="1.0.0")
+    index = cache.remove(*(instance("financial", number) for number in (1, 2, 3)))
+    answer = get(client, "/modules/financial/tombstones?limit=2")
+    assert answer["index"] == index
+    assert [item["id"] for item in answer["items"]] == ["financial-3", "financial-2"]
+    (shape,) = get(client, f"/modules/financial/tombstones?limit=2&cursor={answer['next']}")["items"]
+    assert MOMENT.fullmatch(shape.pop("first_seen"))
+    assert MOMENT.fullmatch(shape.pop("gone_at"))
+    assert len(shape.pop("digest")) == 64
+    assert shape == {
+        "id": "financial-1",
+        "module": "financial",
+        "address": "10.0.0.1",
+        "port": 8000,
+        "scheme": "http",
+        "node": "node-a",
+        "datacenter": "dc1",
+        "tags": [],
+        "meta": {},
+        "health": "passing",
+        "registry": "consul",
+        "version": "1.0.0",
+    }
+    assert client.get(f"{API}/modules/finacial/tombstones").status_code == 404
+
+
 def test_one_module_comes_with_its_instances(cache: Cache, client: FlaskClient) -> None:
     cache.announce(instance("financial", tags=("module", "finance"), meta={"version": "1.0.0"}))
     cache.serve("financial", version="1.0.0")

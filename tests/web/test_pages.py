@@ -172,6 +172,17 @@ def test_a_modules_page(cache: Cache, client: FlaskClient) -> None:
     assert shown.all("a", href="/api/v1/modules/financial/manifest")
 
 
+def test_instances_that_are_gone_are_told(cache: Cache, client: FlaskClient) -> None:
+    cache.module("mailer", Health.PASSING, Health.CRITICAL)
+    assert "Instances that are gone" not in client.get("/modules/mailer").text
+    cache.remove(instance("mailer", 2))
+    page = client.get("/modules/mailer").text
+    told = page[page.index("Instances that are gone") : page.index('id="manifest-heading"')]
+    assert "mailer-2" in told
+    assert "http://10.0.0.2:8000" in told
+    assert "mailer-1" not in told
+
+
 def test_a_manifest_that_was_not_taken_is_told(cache: Cache, client: FlaskClient) -> None:
     cache.announce(instance("financial"))
     cache.refuse("financial", "answered 404 <b>")

@@ -26,6 +26,8 @@ from web.schemas import (
     ModuleQuery,
     ModulesQuery,
     PageQuery,
+    Tombstone,
+    TombstoneList,
     instance_shapes,
 )
 
@@ -151,6 +153,30 @@ def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList
     return InstanceList(
         items=instance_shapes(read.snapshot, rows),
         next=cursor_behind("instances", last.key or 0) if last else None,
+        index=read.snapshot.index,
+    )
+
+
+@bp.get("/modules/<name>/tombstones")
+@read(
+    summary="The instances of a module that are gone",
+    tag="modules",
+    description="The last to go first, each as it was known last. An instance that comes back is none of "
+    "them any longer.",
+    path=ModulePath,
+    query=PageQuery,
+    answer=TombstoneList,
+    problems=(UnknownModule,),
+)
+def list_tombstones(read: Read, name: str, query: PageQuery) -> TombstoneList:
+    known_module(read, name)
+    before = place_behind("tombstones", query.cursor, int)
+    # Those who told of them may feed the module no longer, so that any of them counts.
+    read.unless_known()
+    rows, last = page(read.snapshot.tombstones(name, limit=query.limit + 1, before=before), query.limit)
+    return TombstoneList(
+        items=[Tombstone.of(row) for row in rows],
+        next=cursor_behind("tombstones", last.key or 0) if last else None,
         index=read.snapshot.index,
     )
 
