@@ -35,7 +35,7 @@ lint: venv       ## Look for faults of style and substance, in Python and in the
 	@.venv/bin/shellcheck .ci/run $$(grep -lE '^#!.*bash' scripts/*)
 
 types: venv      ## Check the types, strictly
-	@$(python) -m mypy --explicit-package-bases discovery manifest_cache web scripts examples tests
+	@$(python) -m mypy --explicit-package-bases discovery manifest_cache web scripts examples benchmarks tests
 
 format: venv     ## Put the code into its form
 	@$(python) -m ruff check --fix .

@@ -1,184 +1,221 @@
 """How soon a change in Consul is in Lictor's API, beside the least that any program could take.
 
-The floor is a bare blocking query on the one service, and one bare GET of its manifest: no store,
-no checks, no other services. It is measured on the same agent in the same run, while no Lictor
-runs. Lictor is asked over and over, as no blocking query is needed to see how soon it knows.
+    .venv/bin/python -m benchmarks.freshness --kind flip       [--instances 100,1000,10000] [--churn 0,50]
+    .venv/bin/python -m benchmarks.freshness --kind register   [--instances 100,1000,10000]
 
-    .venv/bin/python benchmarks/freshness.py [--rounds 60] [--services 0]
+`flip`: a check turns critical, or passing again. The floor is a bare blocking query on
+`health/state/critical` by a client that does nothing else. `register`: a new module, a new instance
+of a module that is known, and new meta of an instance. The floor is a bare blocking query on the
+one service, and a bare GET of its manifest.
+
+Floor and Lictor are measured on the same Consul in the same run, the floor while no Lictor runs.
+Lictor's side waits by a blocking query too, on the one module. With `--churn` so many other
+instances flip each second all the while.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
-import signal
-import socket
-import statistics
-import subprocess
-import sys
+import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from benchmarks.stage import (
+    HOST,
+    Churn,
+    Client,
+    Modules,
+    Platform,
+    lictor,
+    module_of,
+    percentile,
+    table,
+    wait_for_instances,
+)
 from discovery.consul_agent import DevAgent, find_consul
 
-HOST = "127.0.0.1"
-PATIENCE = 30.0
 # Each change comes by itself: what the one before it led to has come to its end.
-QUIET = 0.3
+QUIET = 0.2
+# Instances that are not there at the start; far from all others.
+NEW = 1_000_000
+_HEAD = (
+    *("instances", "meanwhile", "change"),
+    *("floor p50", "Lictor p50", "ratio", "floor p99", "Lictor p99", "ratio"),
+    "connections",
+)
 
 
-class Modules(ThreadingHTTPServer):
-    """Serves the manifest of any module: `/NAME` is where NAME's is."""
+class Seer(Protocol):
+    """Waits for a change; each method is called before the change, what it returns waits for it."""
 
-    daemon_threads = True
-    request_queue_size = 256
+    def health(self, number: int, status: str) -> Callable[[], None]: ...
 
-    def __init__(self) -> None:
-        super().__init__((HOST, 0), _ManifestHandler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+    def instance(self, module: str, number: int) -> Callable[[], None]: ...
 
-
-class _ManifestHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-
-    def do_GET(self) -> None:
-        routes = [{"path": f"/{number}"} for number in range(40)]
-        body = json.dumps({"name": self.path[1:], "version": "1.0.0", "routes": routes}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Client:
-    """One connection that is kept, as thin as the standard library has it."""
-
-    def __init__(self, address: str) -> None:
-        host, _, port = address.removeprefix("http://").rpartition(":")
-        self._connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
-        self._connection.connect()
-        self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any, bytes]:
-        content = None if body is None else json.dumps(body)
-        self._connection.request(method, path, body=content)
-        response = self._connection.getresponse()
-        return response.status, response.headers, response.read()
-
-
-class Platform:
-    """A Consul agent and the modules that register there."""
-
-    def __init__(self, agent: DevAgent, modules: Modules) -> None:
-        self.consul = agent.http_addr.removeprefix("http://")
-        self._client = Client(self.consul)
-        self._port = modules.server_address[1]
-
-    def register(self, name: str, *, status: str = "passing") -> None:
-        meta = {"manifest_path": f"/{name}"}
-        check = {"CheckID": name, "TTL": "1h", "Status": status}
-        place = {"Address": HOST, "Port": self._port}
-        body = {"Name": name, "Tags": ["module"], "Meta": meta, "Check": check, **place}
-        self._done(self._client.ask("PUT", "/v1/agent/service/register", body))
-
-    def fail(self, name: str) -> None:
-        self._done(self._client.ask("PUT", f"/v1/agent/check/fail/{name}"))
-
-    def deregister(self, name: str) -> None:
-        self._done(self._client.ask("PUT", f"/v1/agent/service/deregister/{name}"))
-
-    @staticmethod
-    def _done(answer: tuple[int, Any, bytes]) -> None:
-        if answer[0] != 200:
-            raise SystemExit(f"Consul refused: {answer[2].decode()}")
+    def meta(self, module: str, number: int, value: str) -> Callable[[], None]: ...
 
 
 class Floor:
-    """Sees a change by a blocking query on the one service that is known to change."""
+    """Asks Consul for the one thing that will change."""
 
-    def __init__(self, platform: Platform, modules: Modules) -> None:
-        self._consul = Client(platform.consul)
-        self._modules = modules
+    def __init__(self, platform: Platform) -> None:
+        self._consul = Client(platform.address)
 
-    def registration(self, name: str) -> Callable[[], None]:
-        path = f"/v1/health/service/{name}?passing"
-        index = self._index(path)
+    def health(self, number: int, status: str) -> Callable[[], None]:
+        check = f"check-{number}"
+        return self._waiting(
+            "/v1/health/state/critical?",
+            lambda checks: any(one["CheckID"] == check for one in checks) == (status == "critical"),
+        )
+
+    def instance(self, module: str, number: int) -> Callable[[], None]:
+        return self._with_manifest(
+            module, number, lambda entries: any(_is(entry, number) for entry in entries)
+        )
+
+    def meta(self, module: str, number: int, value: str) -> Callable[[], None]:
+        return self._with_manifest(
+            module,
+            number,
+            lambda entries: any(
+                _is(entry, number) and entry["Service"]["Meta"].get("note") == value for entry in entries
+            ),
+        )
+
+    def _with_manifest(self, module: str, number: int, enough: Callable[[Any], bool]) -> Callable[[], None]:
+        found: list[Any] = []
+
+        def noting(entries: Any) -> bool:
+            found[:] = [entry["Service"] for entry in entries if _is(entry, number)]
+            return enough(entries)
+
+        wait = self._waiting(f"/v1/health/service/{module}?passing&", noting)
 
         def see() -> None:
-            (entry,) = self._wait(path, index, lambda entries: len(entries) == 1)
-            service = entry["Service"]
-            module = Client(f"{service['Address']}:{service['Port']}")
-            json.loads(module.ask("GET", service["Meta"]["manifest_path"])[2])
+            wait()
+            (service,) = found
+            client = Client(f"{service['Address']}:{service['Port']}")
+            json.loads(client.done("GET", service["Meta"]["manifest_path"]))
 
         return see
 
-    def critical(self, name: str) -> Callable[[], None]:
-        path = f"/v1/health/service/{name}?passing"
-        index = self._index(path)
-        return lambda: self._wait(path, index, lambda entries: not entries) and None
+    def _waiting(self, path: str, enough: Callable[[Any], bool]) -> Callable[[], None]:
+        _, headers, _ = self._consul.ask("GET", path)
+        first = int(headers["X-Consul-Index"])
 
-    def _index(self, path: str) -> int:
-        return int(self._consul.ask("GET", path)[1]["X-Consul-Index"])
+        def see() -> None:
+            index = first
+            entries: Any = []
+            while not enough(entries):
+                _, headers, body = self._consul.ask("GET", f"{path}index={index}&wait=30s")
+                index, entries = int(headers["X-Consul-Index"]), json.loads(body)
 
-    def _wait(self, path: str, index: int, enough: Callable[[Any], bool]) -> Any:
-        while True:
-            _, headers, body = self._consul.ask("GET", f"{path}&index={index}&wait=30s")
-            index, entries = int(headers["X-Consul-Index"]), json.loads(body)
-            if enough(entries):
-                return entries
+        return see
 
 
 class Lictor:
-    """Sees a change in Lictor's API."""
+    """Asks Lictor's API for the one module."""
 
     def __init__(self, address: str) -> None:
         self._client = Client(address)
 
-    def registration(self, name: str) -> Callable[[], None]:
-        return lambda: self._until(f"/api/v1/modules/{name}/manifest", lambda status, _: status == 200)
-
-    def critical(self, name: str) -> Callable[[], None]:
-        return lambda: self._until(
-            f"/api/v1/modules/{name}", lambda _, body: json.loads(body)["status"] == "unavailable"
+    def health(self, number: int, status: str) -> Callable[[], None]:
+        return self._waiting(
+            module_of(number), lambda module: _instance(module, number).get("health") == status
         )
 
-    def _until(self, path: str, seen: Callable[[int, bytes], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            status, _, body = self._client.ask("GET", path)
-            if seen(status, body):
-                return
-            # A client that asks without a pause would measure itself.
-            time.sleep(0.002)
-        raise SystemExit(f"{path} did not come within {PATIENCE:g} s")
+    def instance(self, module: str, number: int) -> Callable[[], None]:
+        # It is there when its manifest is.
+        return self._waiting(module, lambda found: _instance(found, number).get("digest") is not None)
+
+    def meta(self, module: str, number: int, value: str) -> Callable[[], None]:
+        return self._waiting(
+            module, lambda found: _instance(found, number).get("meta", {}).get("note") == value
+        )
+
+    def _waiting(self, name: str, enough: Callable[[Any], bool]) -> Callable[[], None]:
+        # A list, since a module that is not there yet is no error in it.
+        path = f"/api/v1/modules?q={name}&include=instances&limit=1000"
+        first = json.loads(self._client.done("GET", path))["index"]
+
+        def see() -> None:
+            index = first
+            module: Any = {}
+            while not enough(module):
+                answer = json.loads(self._client.done("GET", f"{path}&index={index}&wait=30s"))
+                index = answer["index"]
+                module = next((one for one in answer["items"] if one["name"] == name), {})
+
+        return see
 
 
-def measure(
-    seer: Floor | Lictor, platform: Platform, prefix: str, rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds from the call to the agent until the change is seen: of registrations, of failing checks."""
-    registrations, flips = [], []
-    for number in range(rounds):
-        name = f"{prefix}-{number}"
-        registrations.append(timed(seer.registration(name), lambda name=name: platform.register(name)))
-        time.sleep(QUIET)
-        flips.append(timed(seer.critical(name), lambda name=name: platform.fail(name)))
-        platform.deregister(name)
-        time.sleep(QUIET)
-    return registrations, flips
+def _is(entry: Any, number: int) -> bool:
+    return bool(entry["Service"]["ID"] == f"instance-{number}")
+
+
+def _instance(module: Any, number: int) -> Any:
+    wanted = f"instance-{number}"
+    return next((one for one in module.get("instances", ()) if one["id"] == wanted), {})
+
+
+class Flips:
+    """Checks that turn critical, and those that turn passing."""
+
+    def __init__(self, platform: Platform, rounds: int) -> None:
+        self.platform = platform
+        # Away from those that the churn flips.
+        self._numbers = [random.randrange(platform.instances // 2) for _ in range(rounds)]
+
+    def measured(self, seer: Seer) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"critical": [], "passing": []}
+        for number in self._numbers:
+            for status in found:
+                self.platform.set_health(number, "passing" if status == "critical" else "critical")
+                time.sleep(QUIET)
+                wait = seer.health(number, status)
+                found[status].append(timed(wait, lambda: self.platform.set_health(number, status)))  # noqa: B023
+                time.sleep(QUIET)
+        return found
+
+
+class Registrations:
+    """New modules, new instances of one that is known, and new meta."""
+
+    def __init__(self, platform: Platform, rounds: int) -> None:
+        self.platform = platform
+        self._rounds = rounds
+        self._next = NEW
+
+    def measured(self, seer: Seer) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"new module": [], "new instance": [], "meta only": []}
+        platform = self.platform
+        for _ in range(self._rounds):
+            first, second = self._next, self._next + 1
+            self._next += 100
+            name = f"fresh-{first}"
+            note = {"note": f"{first}"}
+            wait = seer.instance(name, first)
+            found["new module"].append(timed(wait, lambda: platform.register_named(name, first)))  # noqa: B023
+            time.sleep(QUIET)
+            wait = seer.instance(name, second)
+            found["new instance"].append(timed(wait, lambda: platform.register_named(name, second)))  # noqa: B023
+            time.sleep(QUIET)
+            wait = seer.meta(name, second, note["note"])
+            found["meta only"].append(
+                timed(wait, lambda: platform.register_named(name, second, meta=note))  # noqa: B023
+            )
+            time.sleep(QUIET)
+            platform.deregister(first)
+            platform.deregister(second)
+            time.sleep(QUIET)
+        return found
 
 
 def timed(see: Callable[[], None], act: Callable[[], None]) -> float:
@@ -194,7 +231,7 @@ def timed(see: Callable[[], None], act: Callable[[], None]) -> float:
     watcher = threading.Thread(target=watch)
     watcher.start()
     ready.wait()
-    time.sleep(0.01)
+    time.sleep(0.02)
     begun = time.perf_counter()
     act()
     watcher.join()
@@ -203,78 +240,59 @@ def timed(see: Callable[[], None], act: Callable[[], None]) -> float:
     return seen[0] - begun
 
 
-@contextmanager
-def lictor(consul: str, folder: str) -> Iterator[str]:
-    """The synchronizer and the web server, as `lictor up` runs them; yields the API's address."""
-    with socket.create_server((HOST, 0)) as taken:
-        bind = f"{HOST}:{taken.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "CONSUL_HTTP_ADDR": consul,
-        "LICTOR_BIND": bind,
-        "LICTOR_DATABASE_URL": f"sqlite:///{folder}/lictor.db",
-    }
-    command = [str(Path(sys.executable).with_name("lictor")), "up"]
-    with Path(folder, "lictor.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-    try:
-        wait_until_ready(bind, process)
-        yield bind
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE)
-
-
-def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            _, headers, _ = Client(address).ask("GET", "/api/v1/modules")
-        except OSError:
-            time.sleep(0.05)
-            continue
-        if int(headers["X-Lictor-Index"] or 0) > 0:
-            return
-        time.sleep(0.05)
-    raise SystemExit("lictor up did not become ready")
+def run(kind: str, instances: int, churn: float, rounds: int) -> list[list[str]]:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lictor-benchmark-"))
+        agent = stack.enter_context(DevAgent(find_consul(os.environ, Path.cwd()), http_port=0, dns_port=0))
+        platform = Platform(agent, Modules().port)
+        platform.fill(instances)
+        changes = Flips(platform, rounds) if kind == "flip" else Registrations(platform, rounds)
+        others = range(instances // 2, instances)
+        with Churn(platform, others, churn):
+            floor = changes.measured(Floor(platform))
+        address, _ = stack.enter_context(lictor(platform.address, folder))
+        wait_for_instances(address, instances, with_digest=True)
+        time.sleep(5)
+        with Churn(platform, others, churn):
+            ours = changes.measured(Lictor(address))
+        connections = platform.connections()
+    rows = []
+    for what in floor:
+        figures = [percentile(sample[what], share) for share in (50, 99) for sample in (floor, ours)]
+        f50, o50, f99, o99 = figures
+        rows.append(
+            [
+                f"{instances:,}",
+                f"{churn:g}/s" if churn else "quiet",
+                what,
+                *(f"{figure * 1e3:.1f} ms" for figure in (f50, o50)),
+                f"{o50 / f50:.1f}",
+                *(f"{figure * 1e3:.1f} ms" for figure in (f99, o99)),
+                f"{o99 / f99:.1f}",
+                str(connections),
+            ]
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=60, help="registrations to measure (default 60)")
-    parser.add_argument(
-        "--services", type=int, default=0, help="other modules that are there already (default 0)"
-    )
+    parser.add_argument("--kind", choices=["flip", "register"], default="flip")
+    parser.add_argument("--instances", default="100,1000,10000", help="how many are there (a list)")
+    parser.add_argument("--churn", default="0", help="other flips a second meanwhile (a list)")
+    parser.add_argument("--rounds", type=int, default=60, help="changes of each kind (default 60)")
     arguments = parser.parse_args()
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lictor-benchmark-"))
-        agent = stack.enter_context(DevAgent(find_consul(os.environ, Path.cwd()), http_port=0, dns_port=0))
-        modules = Modules()
-        platform = Platform(agent, modules)
-        for number in range(arguments.services):
-            platform.register(f"other-{number}")
-        floor = measure(Floor(platform, modules), platform, "floor", arguments.rounds)
-        address = stack.enter_context(lictor(platform.consul, folder))
-        if arguments.services:
-            Lictor(address).registration(f"other-{arguments.services - 1}")()
-        ours = measure(Lictor(address), platform, "lictor", arguments.rounds)
-    report("a registration, with its manifest", floor[0], ours[0])
-    report("a check that turns critical", floor[1], ours[1])
-
-
-def report(what: str, floor: list[float], ours: list[float]) -> None:
-    print(f"{what} ({len(ours)} rounds)")
-    print(f"{'':12}{'p50':>10}{'p95':>10}")
-    for name, sample in (("floor", floor), ("Lictor", ours)):
-        print(f"{name:12}{percentile(sample, 50) * 1e3:7.1f} ms{percentile(sample, 95) * 1e3:7.1f} ms")
-    ratios = (percentile(ours, share) / percentile(floor, share) for share in (50, 95))
-    print(f"{'ratio':12}" + "".join(f"{ratio:10.2f}" for ratio in ratios) + "\n")
-
-
-def percentile(sample: list[float], share: int) -> float:
-    return statistics.quantiles(sample, n=100, method="inclusive")[share - 1]
+    rows = []
+    for churn in map(float, arguments.churn.split(",")):
+        for instances in map(int, arguments.instances.split(",")):
+            rows += run(arguments.kind, instances, churn, arguments.rounds)
+    table(
+        f"Freshness, {arguments.kind}, {arguments.rounds} rounds, on {HOST}",
+        _HEAD,
+        rows,
+    )
 
 
 if __name__ == "__main__":
