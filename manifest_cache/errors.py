@@ -21,6 +21,7 @@ FetchFailure = Literal[
     "no-port",  # the registry knows no port
     "bad-scheme",  # the scheme is neither http nor https
     "bad-path",  # the manifest's path leaves the instance, or is no path
+    "not-allowed",  # the address is in no network of LICTOR_FETCH_ALLOW
     "unreachable",  # nobody listens there, the name is unknown, no route
     "tls",  # the TLS handshake failed: certificate, name or version
     "timeout",  # not connected, or not complete, in the time allowed

@@ -8,39 +8,46 @@ last byte; nothing that it says about cookies, redirects or proxies is followed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import http.client
-import ipaddress
 import os
 import re
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
-import httpcore
-import httpx
+import h11
 
 from discovery import __version__
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
-from manifest_cache.errors import FetchFailed, FetchFailure, quoted
+from manifest_cache import metrics
+from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError, quoted
+from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, Network, Resolve, SystemResolver
+from manifest_cache.http_get import Answer, Connection, connect
 from manifest_cache.manifest import ParsedManifest, parse_manifest
+from manifest_cache.manifest_url import ManifestURL, manifest_url
 
 # Larger documents are parsed in a thread, so that no other fetch waits for them.
 _PARSED_IN_PLACE = 32 * 1024
-_LONGEST_PATH = 2048
-_LONGEST_PORT = 65535
+# So many documents of the last are known by sight: the instances of a module serve the same one.
+_KNOWN_BY_SIGHT = 256
 
-_HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*\.?\Z")
-_VISIBLE_ASCII = re.compile(r"[!-~]+\Z")
+_HEADERS = (
+    ("Accept", "application/json"),
+    ("Accept-Encoding", "identity, gzip"),
+    ("Connection", "close"),
+    ("User-Agent", f"lictor/{__version__}"),
+)
+
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"\Z')
 _LONGEST_ETAG = 256
 
@@ -54,6 +61,7 @@ class FetchConfig:
     """
 
     manifest_path: str = "/manifest"
+    allow: tuple[Network, ...] = DEFAULT_ALLOW
     concurrency: int = 50
     per_host: int = 10
     deadline: float = 10.0
@@ -79,29 +87,21 @@ class NotModified:
 
 
 class ManifestFetcher:
-    """Fetches manifests, a bounded number at a time; an async context manager."""
+    """Fetches manifests, a bounded number at a time; an async context manager.
 
-    def __init__(self, config: FetchConfig) -> None:
+    `resolve` finds the addresses of host names; the system is asked where it is not given.
+    """
+
+    def __init__(self, config: FetchConfig, resolve: Resolve | None = None) -> None:
         self.config = config
+        self._tls = _tls(config)
+        self._allow = FetchAllow(config.allow)
+        self._system = SystemResolver()
+        self._resolve = resolve or self._system
+        self._parser = _Parser()
         self._places = asyncio.Semaphore(config.concurrency)
         # An entry lives as long as a fetch holds or awaits it.
         self._places_by_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._client = httpx.AsyncClient(
-            transport=_OneConnectionPerRequest(_tls(config)),
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity, gzip",
-                "Connection": "close",
-                "User-Agent": f"lictor/{__version__}",
-            },
-            timeout=httpx.Timeout(None, connect=config.connect_timeout),
-            trust_env=False,
-            follow_redirects=False,
-            # Cookies know no ports: one module's would be sent to its neighbours on the same host.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            # A hook sees the answer before httpx tries to make sense of its Location.
-            event_hooks={"response": [_refuse_all_but_documents]},
-        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,7 +109,7 @@ class ManifestFetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        self._system.close()
 
     async def fetch(self, instance: ServiceInstance, *, etag: str | None = None) -> Fetched | NotModified:
         """The instance's manifest, or word that it is still the one known under `etag`.
@@ -117,17 +117,22 @@ class ManifestFetcher:
         Raises `FetchFailed` if no document can be had, and `ManifestInvalid` if it is no manifest
         of this module.
         """
+        try:
+            result = await self._fetch(instance, etag)
+        except ManifestError as error:
+            metrics.FETCHES.labels(error.type).inc()
+            raise
+        metrics.FETCHES.labels("fetched" if isinstance(result, Fetched) else "unchanged").inc()
+        return result
+
+    async def _fetch(self, instance: ServiceInstance, etag: str | None) -> Fetched | NotModified:
         url = manifest_url(instance, self.config.manifest_path)
-        async with self._place(instance.address):
-            document = await self._document(url, instance.address, etag)
+        async with self._place(url.host):
+            with metrics.FETCH_SECONDS.time(), metrics.FETCHES_IN_FLIGHT.track_inprogress():
+                document = await self._document(url, etag)
             if isinstance(document, NotModified):
                 return document
-            if len(document.body) <= _PARSED_IN_PLACE:
-                parsed = parse_manifest(document.body, module=instance.module, source=str(url))
-            else:
-                parsed = await asyncio.to_thread(
-                    parse_manifest, document.body, module=instance.module, source=str(url)
-                )
+            parsed = await self._parser.parse(document.body, instance.module, str(url))
             return Fetched(parsed, document.etag)
 
     @asynccontextmanager
@@ -137,83 +142,92 @@ class ManifestFetcher:
         async with places_of_host, self._places:
             yield
 
-    async def _document(self, url: httpx.URL, address: str, etag: str | None) -> _Document | NotModified:
+    async def _document(self, url: ManifestURL, etag: str | None) -> _Document | NotModified:
         progress = _Progress()
         try:
             async with asyncio.timeout(self.config.deadline):
-                with translated_errors(str(url), self.config):
-                    return await self._exchange(url, address, etag, progress)
+                connection = await self._connect(url)
+                try:
+                    with translated_errors(str(url)):
+                        return await self._exchange(connection, url, etag, progress)
+                finally:
+                    connection.close()
         except TimeoutError:
             reason = f"not complete after {self.config.deadline:g} seconds: {progress}"
             raise FetchFailed("timeout", reason, url=str(url)) from None
 
+    async def _connect(self, url: ManifestURL) -> Connection:
+        """A connection to the first of the host's addresses that takes one."""
+        tls = self._tls if url.scheme == "https" else None
+        for address in (addresses := await self._addresses(url)):
+            try:
+                async with asyncio.timeout(self.config.connect_timeout):
+                    return await connect(address, url.port, tls=tls, host=url.host)
+            except OSError as error:
+                if address == addresses[-1]:
+                    raise self._not_connected(url, error) from error
+        raise FetchFailed("unreachable", "no connection: the name has no address", url=str(url))
+
+    async def _addresses(self, url: ManifestURL) -> list[str]:
+        """The host's addresses that may be connected to.
+
+        They are asked for once, and what was judged is what is connected to: a name that leads
+        elsewhere a moment later is not followed there.
+        """
+        try:
+            found = [url.host] if url.is_ip else await self._resolve(url.host)
+        except OSError as error:
+            raise self._not_connected(url, error) from error
+        refusals = {address: self._allow.refusal(address) for address in found}
+        allowed = [address for address, refusal in refusals.items() if refusal is None]
+        if found and not allowed:
+            raise FetchFailed("not-allowed", "; ".join(filter(None, refusals.values())), url=str(url))
+        return allowed
+
+    def _not_connected(self, url: ManifestURL, error: OSError) -> FetchFailed:
+        if isinstance(error, TimeoutError):
+            reason = f"no connection after {self.config.connect_timeout:g} seconds"
+            return FetchFailed("timeout", reason, url=str(url))
+        if isinstance(error, ssl.SSLError):
+            return FetchFailed("tls", f"no TLS connection: {_said_by(error)}", url=str(url))
+        return FetchFailed("unreachable", f"no connection: {_said_by(error)}", url=str(url))
+
     async def _exchange(
-        self, url: httpx.URL, address: str, etag: str | None, progress: _Progress
+        self, connection: Connection, url: ManifestURL, etag: str | None, progress: _Progress
     ) -> _Document | NotModified:
-        headers = {"If-None-Match": etag} if etag is not None else {}
-        # What is connected to is said apart from the URL, which names the host for the request and
-        # for TLS: a name can be resolved and judged here, and the judged address be pinned.
-        extensions = {"connect_to": address, "sni_hostname": url.host}
-        async with self._client.stream("GET", url, headers=headers, extensions=extensions) as response:
-            if etag is not None and response.status_code == HTTPStatus.NOT_MODIFIED:
-                return NotModified(etag)
-            body = _Body(str(url), response.headers, self.config.max_bytes)
-            async for chunk in response.aiter_raw():
+        headers = [("Host", url.authority), *_HEADERS]
+        if etag is not None:
+            headers.append(("If-None-Match", etag))
+        answer = await connection.get(url.path, headers)
+        if etag is not None and answer.status == HTTPStatus.NOT_MODIFIED:
+            return NotModified(etag)
+        _refuse_all_but_documents(answer, str(url))
+        body = _Body(str(url), answer.headers, self.config.max_bytes)
+        async with aclosing(connection.body()) as chunks:
+            async for chunk in chunks:
                 progress.received = body.feed(chunk)
-            return _Document(body.complete(), _etag(response.headers))
+        return _Document(body.complete(), _etag(answer.headers))
 
 
-def manifest_url(instance: ServiceInstance, default_path: str) -> httpx.URL:
-    """Where an instance's manifest lies: its registered address and port, and a path, no more.
+class _Parser:
+    """Parses documents; one that was just seen is not parsed again.
 
-    Raises `FetchFailed` where the registration does not add up to such a URL.
+    The instances of a module serve the same document, and many of them arrive together.
     """
-    path = _path(instance.meta.get("manifest_path") or default_path)
-    if instance.scheme not in ("http", "https"):
-        raise FetchFailed("bad-scheme", f"the scheme must be http or https, not {quoted(instance.scheme)}")
-    host = _host(instance.address)
-    if instance.port == 0:
-        raise FetchFailed("no-port", "the instance is registered without a port: register it with one")
-    if not 0 < instance.port <= _LONGEST_PORT:
-        raise FetchFailed("bad-address", f"the port must be 1 to {_LONGEST_PORT}, not {instance.port}")
-    try:
-        return httpx.URL(f"{instance.scheme}://{host}:{instance.port}{path}")
-    except httpx.InvalidURL as error:
-        raise FetchFailed("bad-address", f"the address {quoted(instance.address)}: {error}") from error
 
+    def __init__(self) -> None:
+        self._last: OrderedDict[tuple[str, bytes], ParsedManifest] = OrderedDict()
 
-def _host(address: str) -> str:
-    if not address:
-        raise FetchFailed("no-address", "the instance is registered without an address")
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        if _HOST_NAME.match(address):
-            return address
-    else:
-        if isinstance(ip, ipaddress.IPv4Address):
-            return address
-        # A zone means something on one machine only.
-        if ip.scope_id is None:
-            return f"[{address}]"
-    raise FetchFailed(
-        "bad-address", f"the address must be an IP address or a host name, not {quoted(address)}"
-    )
-
-
-def _path(path: str) -> str:
-    """The path, if it can lead nowhere but to the instance itself."""
-    if not path.startswith("/") or path.startswith("//"):
-        problem = "must begin with one slash, for it is a path on the instance, not a URL"
-    elif len(path) > _LONGEST_PATH:
-        problem = f"must have at most {_LONGEST_PATH} characters"
-    elif not _VISIBLE_ASCII.match(path):
-        problem = "must not contain spaces, control characters or anything beyond ASCII: percent-encode them"
-    elif "\\" in path or "#" in path:
-        problem = "must not contain a backslash or a fragment (#)"
-    else:
-        return path
-    raise FetchFailed("bad-path", f"the manifest_path {quoted(path)} {problem}")
+    async def parse(self, document: bytes, module: str, source: str) -> ParsedManifest:
+        if len(document) > _PARSED_IN_PLACE:
+            return await asyncio.to_thread(parse_manifest, document, module=module, source=source)
+        sight = (module, hashlib.sha256(document).digest())
+        parsed = self._last.get(sight)
+        if parsed is None:
+            parsed = self._last[sight] = parse_manifest(document, module=module, source=source)
+            if len(self._last) > _KNOWN_BY_SIGHT:
+                self._last.popitem(last=False)
+        return parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +251,7 @@ class _Progress:
 class _Body:
     """Gathers a body chunk by chunk, never more of it than allowed, and decompresses gzip on the way."""
 
-    def __init__(self, url: str, headers: httpx.Headers, limit: int) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], limit: int) -> None:
         self._url = url
         self._limit = limit
         self._received = 0
@@ -290,7 +304,7 @@ class _Body:
         return FetchFailed(type, reason, url=self._url, status=HTTPStatus.OK)
 
 
-def _etag(headers: httpx.Headers) -> str | None:
+def _etag(headers: Mapping[str, str]) -> str | None:
     """The answer's ETag, if it is one that can be sent back."""
     etag = headers.get("etag")
     return etag if etag is not None and len(etag) <= _LONGEST_ETAG and _ETAG.match(etag) else None
@@ -304,17 +318,14 @@ _ADVICE: dict[int, str] = {
 }
 
 
-async def _refuse_all_but_documents(response: httpx.Response) -> None:
-    """Lets pass a 200, and a 304 to a request that had a condition."""
-    status = response.status_code
-    conditional = "if-none-match" in response.request.headers
-    if status == HTTPStatus.OK or (status == HTTPStatus.NOT_MODIFIED and conditional):
+def _refuse_all_but_documents(answer: Answer, url: str) -> None:
+    status = answer.status
+    if status == HTTPStatus.OK:
         return
-    url = str(response.request.url)
     if status == HTTPStatus.NO_CONTENT:
         raise FetchFailed("empty", "answered 204 No Content: it must send a manifest", url=url, status=status)
     if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
-        to = quoted(response.headers.get("location", ""))
+        to = quoted(answer.headers.get("location", ""))
         reason = f"answered {status}, a redirect to {to}: redirects are not followed, serve the manifest here"
         raise FetchFailed("redirect", reason, url=url, status=status)
     said = f"{status} {http.client.responses.get(status, '')}".strip()
@@ -323,108 +334,28 @@ async def _refuse_all_but_documents(response: httpx.Response) -> None:
 
 
 @contextmanager
-def translated_errors(url: str, config: FetchConfig) -> Iterator[None]:
-    """The one border at which the client's exceptions become ours.
+def translated_errors(url: str) -> Iterator[None]:
+    """The one border at which what breaks an exchange becomes ours.
 
-    httpcore's have no common ancestor; `OSError` covers sockets and `ssl`; httpx itself raises
-    only where it cannot make sense of an answer.
+    `OSError` covers sockets and `ssl`; h11 raises what it cannot make sense of in an answer.
     """
     try:
         yield
-    except (httpcore.TimeoutException, httpx.TimeoutException) as error:
-        reason = f"no connection after {config.connect_timeout:g} seconds"
-        raise FetchFailed("timeout", reason, url=url) from error
-    except (httpcore.ConnectError, httpx.ConnectError) as error:
-        raise _not_connected(url, error) from error
-    except (httpcore.NetworkError, httpx.NetworkError, OSError) as error:
-        # The deadline's own TimeoutError is raised around this and does not come by here.
-        reason = f"the connection broke before the answer was complete ({_said_by(_root(error))})"
+    except OSError as error:
+        reason = f"the connection broke before the answer was complete ({_said_by(error)})"
         raise FetchFailed("bad-response", reason, url=url) from error
-    except _NO_HTTP as error:
+    except h11.ProtocolError as error:
         reason = f"the answer is not complete HTTP: {quoted(str(error), 200)}"
         raise FetchFailed("bad-response", reason, url=url) from error
 
 
-_NO_HTTP = (
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-    httpcore.ProxyError,
-    httpcore.ConnectionNotAvailable,
-    httpx.HTTPError,
-    httpx.InvalidURL,
-    httpx.CookieConflict,
-    httpx.StreamError,
-)
-
-
-def _not_connected(url: str, error: Exception) -> FetchFailed:
-    root = _root(error)
-    if isinstance(root, ssl.SSLError):
-        return FetchFailed("tls", f"no TLS connection: {_said_by(root)}", url=url)
-    return FetchFailed("unreachable", f"no connection: {_said_by(root)}", url=url)
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    # Several addresses of one name were tried: the first failure stands for all.
-    return _root(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _said_by(error: BaseException) -> str:
+def _said_by(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
+    if error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
         # asyncio words these itself, with the address in Python's own notation.
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
-
-
-class _OneConnectionPerRequest(httpx.AsyncBaseTransport):
-    """Opens a connection, sends one request over it, closes it.
-
-    Each manifest comes from another origin, so a pool never finds a connection to use again, and
-    its bookkeeping grows with the square of what it holds: without it httpx is 20 times as fast
-    (45 against 1,000 fetches a second). What to connect to comes with the request, as the extension
-    `connect_to`.
-    """
-
-    def __init__(self, ssl_context: ssl.SSLContext) -> None:
-        self._ssl_context = ssl_context
-        self._network = httpcore.AnyIOBackend()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        target = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.extensions["connect_to"].encode("ascii"),
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        connection = httpcore.AsyncHTTPConnection(
-            target.origin, ssl_context=self._ssl_context, network_backend=self._network
-        )
-        response = await connection.handle_async_request(
-            httpcore.Request("GET", target, headers=request.headers.raw, extensions=request.extensions)
-        )
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_OneAnswer(connection, response)
-        )
-
-
-class _OneAnswer(httpx.AsyncByteStream):
-    """The body of the only answer on a connection, which ends with it."""
-
-    def __init__(self, connection: httpcore.AsyncHTTPConnection, response: httpcore.Response) -> None:
-        self._connection = connection
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._response.aiter_stream():
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
-        await self._connection.aclose()
 
 
 def _tls(config: FetchConfig) -> ssl.SSLContext:

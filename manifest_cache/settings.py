@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Annotated
 
-from discovery.settings import DiscoverySettings, Duration
+from pydantic import Field, PlainValidator, field_validator
+from pydantic_settings import NoDecode
+
+from discovery.settings import CommaSeparated, DiscoverySettings, Duration
+from manifest_cache.fetch_allow import DEFAULT_ALLOW, Network, network
 
 
 class CacheSettings(DiscoverySettings):
@@ -19,6 +23,14 @@ class CacheSettings(DiscoverySettings):
         default="/manifest",
         pattern=r"^/",
         description="Where a module serves its manifest, unless its meta `manifest_path` says otherwise.",
+    )
+    fetch_allow: Annotated[
+        tuple[Annotated[Network, PlainValidator(network)], ...], NoDecode, CommaSeparated
+    ] = Field(
+        default=DEFAULT_ALLOW,
+        description="The networks that manifests may be fetched from, separated by commas. Link-local "
+        "addresses and those of clouds' metadata services never are, unless one is named by itself "
+        "(`169.254.1.7/32`).",
     )
     fetch_concurrency: int = Field(
         default=50, ge=1, le=1000, description="How many manifests are fetched at the same time."
@@ -66,6 +78,13 @@ class CacheSettings(DiscoverySettings):
         description="How long a pushed instance may be critical for want of heartbeats before it is removed, "
         "unless it registered with another time.",
     )
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _not_nowhere(cls, networks: tuple[Network, ...]) -> tuple[Network, ...]:
+        if not networks:
+            raise ValueError("must name a network at least, or not be set")
+        return networks
 
     @field_validator("database_url")
     @classmethod

@@ -254,6 +254,7 @@ def _watchers(settings: CacheSettings, consul: ConsulConfig | None) -> list[Watc
 
 def _fetch_config(settings: CacheSettings) -> FetchConfig:
     return FetchConfig(
+        allow=settings.fetch_allow,
         concurrency=settings.fetch_concurrency,
         deadline=settings.fetch_deadline,
         max_bytes=settings.fetch_max_bytes,

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpcore
-import httpx
+import h11
 import pytest
 import trustme
+from prometheus_client import REGISTRY
 
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
@@ -27,9 +27,9 @@ from manifest_cache.fetcher import (
     Fetched,
     ManifestFetcher,
     NotModified,
-    manifest_url,
     translated_errors,
 )
+from manifest_cache.manifest_url import manifest_url
 from tests import manifest_server
 from tests.manifest_server import Behaviour, ManifestServer, answer, head, in_pieces, manifest, raw
 
@@ -209,6 +209,15 @@ async def test_a_document_that_is_no_manifest(
     assert said in caught.value.detail
 
 
+async def test_a_document_that_was_seen_is_still_that_of_its_module(
+    server: ManifestServer, fetcher: ManifestFetcher
+) -> None:
+    await fetcher.fetch(server.instance())
+
+    with pytest.raises(ManifestInvalid, match='must be "financial"'):
+        await fetcher.fetch(server.instance(module="financial"))
+
+
 # Answers without a document
 
 LONG_LOCATION = "http://example.com/" + "a" * 5_000
@@ -265,6 +274,8 @@ LONG_LOCATION = "http://example.com/" + "a" * 5_000
         (answer(BODY, content_length=len(BODY) + 1), "bad-response", None, "not complete HTTP"),
         (raw(head(headers={"Content-Length": "x"}) + BODY), "bad-response", None, "not complete HTTP"),
         (raw(head(headers={"Content-Length": "-5"}) + BODY), "bad-response", None, "not complete HTTP"),
+        (raw(head("101 Switching Protocols", {"Upgrade": "x"})), "bad-response", None, "not complete HTTP"),
+        (raw(b"HTTP/2 200 OK\r\n\r\n"), "bad-response", None, "not complete HTTP"),
         (raw(head(headers={"Transfer-Encoding": "chunked"}) + b"5\r\nab"), "bad-response", None, "complete"),
         (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad-response", None, "not complete HTTP"),
         (raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000), "bad-response", None, "not complete HTTP"),
@@ -430,6 +441,7 @@ async def test_a_name_that_does_not_resolve() -> None:
         ({"address": "a" * 64}, "bad-address", "host name"),
         ({"address": "bücher.example"}, "bad-address", "host name"),
         ({"address": "999.1.1.1"}, "bad-address", "999.1.1.1"),
+        ({"address": "010.1.1.1"}, "bad-address", "010.1.1.1"),
         ({"address": "fe80::1%eth0"}, "bad-address", "host name"),
         ({"address": "host\n"}, "bad-address", r"host\n"),
         ({"scheme": "ftp"}, "bad-scheme", 'http or https, not "ftp"'),
@@ -634,6 +646,26 @@ async def test_a_cancelled_fetch_closes_its_connection_and_gives_its_place_back(
             assert isinstance(await fetcher.fetch(server.instance()), Fetched)
 
 
+async def test_what_became_of_fetches_is_counted(server: ManifestServer, fetcher: ManifestFetcher) -> None:
+    def counted(outcome: str) -> float:
+        return REGISTRY.get_sample_value("lictor_manifest_fetches_total", {"outcome": outcome}) or 0.0
+
+    outcomes = ("fetched", "unchanged", "http-status", "not-an-object", "no-port")
+    before = {outcome: counted(outcome) for outcome in outcomes}
+    first = await fetcher.fetch(server.instance())
+    assert isinstance(first, Fetched)
+    await fetcher.fetch(server.instance(), etag=first.etag)
+    for behaviour in (answer(status="500 Internal Server Error"), answer("[]")):
+        server.routes["/manifest"] = behaviour
+        with pytest.raises(ManifestError):
+            await fetcher.fetch(server.instance())
+    with pytest.raises(ManifestError):
+        await fetcher.fetch(server.instance(port=0))
+
+    assert {outcome: counted(outcome) - before[outcome] for outcome in outcomes} == dict.fromkeys(outcomes, 1)
+    assert REGISTRY.get_sample_value("lictor_manifest_fetches_in_flight") == 0
+
+
 # The border
 
 
@@ -642,14 +674,14 @@ def _all_exceptions(module: Any) -> list[type[Exception]]:
     return [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]
 
 
-@pytest.mark.parametrize("kind", [*_all_exceptions(httpcore), *_all_exceptions(httpx), ssl.SSLError, OSError])
+@pytest.mark.parametrize("kind", [*_all_exceptions(h11), ssl.SSLError, OSError])
 def test_every_exception_of_the_client_becomes_ours(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     Exception.__init__(error, "no luck")
 
     with (
         pytest.raises(ManifestError, match=r"http://10\.0\.0\.7/manifest: ") as caught,
-        translated_errors("http://10.0.0.7/manifest", PATIENT),
+        translated_errors("http://10.0.0.7/manifest"),
     ):
         raise error
 

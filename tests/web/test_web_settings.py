@@ -127,7 +127,7 @@ def _shown(field: FieldInfo) -> str:
     if default is None:
         return "not set"
     if isinstance(default, tuple):
-        return f"`{','.join(default)}`"
+        return f"`{','.join(map(str, default))}`"
     is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata)
     return f"`{format_duration(default) if is_duration else default}`"
 
