@@ -61,13 +61,15 @@ class Change:
     (`consul`, `consul/dc2`). `present` are instances that are new or altered, `gone` the keys of
     those that went. If `complete`, `present` is all that the source holds: whatever else was
     known of it is gone. A change with nothing in it says that the source answered and that
-    nothing is new.
+    nothing is new. `doubt` says why the source itself is not sure of what it tells; from then on,
+    and until a change comes without it, what is missing need not be gone.
     """
 
     source: str
     present: tuple[ServiceInstance, ...] = ()
     gone: tuple[InstanceKey, ...] = ()
     complete: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ class Answer:
     `index` is what the next blocking query passes on; it is 0, which means "do not block", where
     Consul sent none or not a number. `known_leader`, `last_contact` (seconds since the answering
     server last heard from the leader) and `filtered_by_acls` are None where Consul did not say.
+    `size` is that of the answer's body in bytes.
     """
 
     data: Any
@@ -79,6 +80,7 @@ class Answer:
     known_leader: bool | None = None
     last_contact: float | None = None
     filtered_by_acls: bool | None = None
+    size: int = field(default=0, compare=False)
 
 
 class Reading(TypedDict, total=False):
@@ -413,6 +415,7 @@ def _answer(reply: Reply) -> Answer:
         known_leader=_truth(headers.get("X-Consul-KnownLeader")),
         last_contact=_number(contact) / 1000 if contact else None,
         filtered_by_acls=_truth(headers.get("X-Consul-Results-Filtered-By-ACLs")),
+        size=len(reply.body),
     )
 
 
@@ -554,7 +557,7 @@ class _Border:
         if status in (401, 403):
             raise PermissionDenied(told + _PERMISSION_ADVICE.get(status, ""), status=status)
         if status in (408, 429) or status >= 500:
-            raise RegistryUnavailable(told, retry_after=_retry_after(reply.headers))
+            raise RegistryUnavailable(told, retry_after=_retry_after(reply.headers), status=status)
         raise RegistryRejected(told + self._advice(reply), status=status)
 
     def _advice(self, reply: Reply) -> str:

@@ -34,12 +34,14 @@ class ConfigError(DiscoveryError):
 class RegistryUnavailable(DiscoveryError):
     """The registry does not answer, or its answer is not usable: worth another try.
 
-    `retry_after` is the pause in seconds that the registry asked for, or None.
+    `retry_after` is the pause in seconds that the registry asked for, or None; `status` the HTTP
+    status that it answered with, None if it did not answer.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class RegistryRejected(DiscoveryError):

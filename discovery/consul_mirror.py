@@ -1,0 +1,288 @@
+"""Puts one datacenter's picture together: Consul's answers in, whatever order they come in, instances out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from discovery.base import Health, InstanceKey, ServiceInstance
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An instance as `health/service` told it, at an index, with the health that its checks had then.
+
+    It `inherits` its address where it has none of its own: then it is its node's. `written` is the
+    index at which its registration was last written.
+    """
+
+    instance: ServiceInstance
+    index: int
+    unwell: frozenset[Health]
+    inherits: bool
+    written: int
+
+
+class Mirror:
+    """What is known of one datacenter, put together from answers that arrive in any order.
+
+    An instance's health follows from the watches of unwell checks, and an inherited address from
+    that of the nodes, unless the instance was read at a later index than theirs: then what was
+    read with it holds, until the watch has caught up.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self.names: dict[str, tuple[str, ...]] = {}
+        self._tag = tag
+        self._known: dict[str, dict[InstanceKey, _Known]] = {}
+        self._on_node: dict[str, set[InstanceKey]] = {}
+        self._checks: dict[Health, dict[tuple[str, str], frozenset[str]]] = {}
+        self._index: dict[Health, int] = {}
+        self._addresses: dict[str, str] = {}
+        self._addresses_index = 0
+        self._told: dict[InstanceKey, ServiceInstance] = {}
+        self._written: dict[tuple[str, str], tuple[int, str]] | None = None
+        # Instances that were read at a later index than a watch's: their health may turn out
+        # other when it catches up, without any check having been named.
+        self._ahead: set[InstanceKey] = set()
+
+    @property
+    def has_states(self) -> bool:
+        return len(self._index) == 2
+
+    def instances(self) -> list[ServiceInstance]:
+        return [self._as_known(known) for found in self._known.values() for known in found.values()]
+
+    def catalog_answered(
+        self, services: Mapping[str, Iterable[str]]
+    ) -> tuple[list[str], dict[str, list[InstanceKey]]]:
+        """Takes an answer of `catalog/services`.
+
+        Returns the names of modules that are new or have other tags, and the instances of those
+        that are no modules any longer, by name.
+        """
+        names = self._modules(services)
+        renamed = [name for name, tags in names.items() if self.names.get(name) != tags]
+        gone = {name: self._forget(name) for name in self.names if name not in names}
+        self.names = names
+        return renamed, gone
+
+    def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
+        """Takes an answer of `health/state/any`.
+
+        Returns the names of modules of which a check is new, was written since the last such
+        answer, or is gone; none at the first answer.
+        """
+        before = self._written
+        now = self._written = {
+            (_text(check.get("Node")), _text(check.get("CheckID"))): (
+                int(check.get("ModifyIndex") or 0),
+                _text(check.get("ServiceName")),
+            )
+            for check in checks
+            if check.get("ServiceName") in self.names
+        }
+        if before is None:
+            return []
+        differing = set(before.items()) ^ set(now.items())
+        return sorted({name for _, (_, name) in differing if name in self.names})
+
+    def service_answered(
+        self, name: str, entries: Iterable[Any], index: int
+    ) -> tuple[list[ServiceInstance], list[InstanceKey]]:
+        """Takes an answer of `health/service/NAME`; returns the instances that are other, and those gone."""
+        if name not in self.names:
+            return [], []
+        known = self._known.get(name, {})
+        found = self._known[name] = self._instances_in(entries, index)
+        for key in found:
+            self._on_node.setdefault(key.node, set()).add(key)
+            self._ahead.add(key)
+        gone = [key for key in known if key not in found]
+        self._drop(gone)
+        return self._altered(found), gone
+
+    def checks_answered(self, state: Health, checks: Iterable[Any], index: int) -> list[ServiceInstance]:
+        """Takes an answer of `health/state/STATE`; returns the instances whose health is other."""
+        before, now = self._checks.get(state, {}), _by_place(checks)
+        self._checks[state], self._index[state] = now, index
+        affected = set(self._ahead)
+        for where in before.keys() | now.keys():
+            if before.get(where) != now.get(where):
+                affected |= self._at(*where)
+        self._ahead = {key for key in self._ahead if self._is_ahead(key)}
+        return self._altered(affected)
+
+    def nodes_answered(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
+        """Takes an answer of `catalog/nodes`; returns the instances whose address is another."""
+        self._addresses = _addresses(nodes)
+        self._addresses_index = index
+        return self._altered(
+            key
+            for found in self._known.values()
+            for key, known in found.items()
+            if known.inherits and self._told[key].address != self._address(known)
+        )
+
+    # What an answer says that is not known, without taking it
+
+    def differs_in_names(self, services: Mapping[str, Iterable[str]]) -> bool:
+        """Whether an answer of `catalog/services` says anything else of modules than the last one taken."""
+        return self._modules(services) != self.names
+
+    def differs_in_checks(self, state: Health, checks: Iterable[Any]) -> bool:
+        """The same of an answer of `health/state/STATE`."""
+        return _by_place(checks) != self._checks.get(state)
+
+    def differs_in_addresses(self, nodes: Iterable[Any]) -> bool:
+        """The same of an answer of `catalog/nodes`."""
+        return _addresses(nodes) != self._addresses
+
+    def differing(self, name: str, entries: Iterable[Any]) -> list[InstanceKey]:
+        """The instances that an answer of `health/service/NAME` tells of otherwise, but for their health."""
+        known, found = self._known.get(name, {}), self._instances_in(entries, 0)
+        return [key for key in known.keys() | found.keys() if not _is_same(known.get(key), found.get(key))]
+
+    def is_behind(self, name: str, index: int) -> bool:
+        """Whether an answer of `health/service/NAME` at this index is older than what is known of it."""
+        return any(known.index > index for known in self._known.get(name, {}).values())
+
+    def reading(self, name: str) -> object:
+        """What the last answer of `health/service/NAME` made known: another object after each."""
+        return self._known.get(name)
+
+    def _modules(self, services: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+        return {
+            name: tuple(sorted(tags or ())) for name, tags in services.items() if self._tag in (tags or ())
+        }
+
+    def _instances_in(self, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
+        read = (_read(entry, index) for entry in entries)
+        return {known.instance.key: known for known in read if known and self._tag in known.instance.tags}
+
+    def _at(self, node: str, service_id: str) -> set[InstanceKey]:
+        """The instances that a check of this node and service belongs to: all of the node without one."""
+        on_node = self._on_node.get(node, set())
+        return {key for key in on_node if key.id == service_id} if service_id else on_node
+
+    def _is_ahead(self, key: InstanceKey) -> bool:
+        read_at = self._known[key.module][key].index
+        return any(read_at > self._index.get(state, 0) for state in (Health.CRITICAL, Health.WARNING))
+
+    def _as_known(self, known: _Known) -> ServiceInstance:
+        instance = replace(known.instance, health=self._health(known), address=self._address(known))
+        self._told[instance.key] = instance
+        return instance
+
+    def _altered(self, keys: Iterable[InstanceKey]) -> list[ServiceInstance]:
+        """Those of the instances that are other than when they were last returned."""
+        altered = []
+        for key in keys:
+            told = self._told.get(key)
+            instance = self._as_known(self._known[key.module][key])
+            if instance != told:
+                altered.append(instance)
+        return altered
+
+    def _address(self, known: _Known) -> str:
+        if not known.inherits or self._addresses_index < known.index:
+            return known.instance.address
+        return self._addresses.get(known.instance.node) or known.instance.address
+
+    def _health(self, known: _Known) -> Health:
+        unwell = {state for state in (Health.CRITICAL, Health.WARNING) if self._is_unwell(known, state)}
+        if Health.CRITICAL not in unwell:
+            return Health.WARNING if Health.WARNING in unwell else Health.PASSING
+        return Health.MAINTENANCE if self._in_maintenance(known) else Health.CRITICAL
+
+    def _is_unwell(self, known: _Known, state: Health) -> bool:
+        if self._index.get(state, 0) < known.index:
+            return state in known.unwell
+        return bool(self._check_ids(known, state))
+
+    def _in_maintenance(self, known: _Known) -> bool:
+        if self._index.get(Health.CRITICAL, 0) < known.index:
+            return Health.MAINTENANCE in known.unwell
+        return any(_is_maintenance(check) for check in self._check_ids(known, Health.CRITICAL))
+
+    def _check_ids(self, known: _Known, state: Health) -> frozenset[str]:
+        checks = self._checks.get(state, {})
+        key = known.instance.key
+        return checks.get((key.node, key.id), frozenset()) | checks.get((key.node, ""), frozenset())
+
+    def _forget(self, name: str) -> list[InstanceKey]:
+        gone = list(self._known.pop(name, {}))
+        self._drop(gone)
+        return gone
+
+    def _drop(self, keys: Iterable[InstanceKey]) -> None:
+        for key in keys:
+            self._told.pop(key, None)
+            self._ahead.discard(key)
+            self._on_node[key.node].discard(key)
+            if not self._on_node[key.node]:
+                del self._on_node[key.node]
+
+
+def _read(entry: Any, index: int) -> _Known | None:
+    """One entry of `health/service`; None for what is no instance of a module, a sidecar proxy say."""
+    node, service = entry.get("Node") or {}, entry.get("Service") or {}
+    if service.get("Kind"):
+        return None
+    meta = {_text(name): _text(value) for name, value in (service.get("Meta") or {}).items()}
+    instance = ServiceInstance(
+        module=_text(service.get("Service")),
+        id=_text(service.get("ID")),
+        address=_text(service.get("Address")) or _text(node.get("Address")),
+        port=service.get("Port") or 0,
+        scheme=meta.get("scheme", "http"),
+        node=_text(node.get("Node")),
+        datacenter=_text(node.get("Datacenter")),
+        tags=tuple(_text(tag) for tag in service.get("Tags") or ()),
+        meta=meta,
+    )
+    unwell = set()
+    for check in entry.get("Checks") or ():
+        if check.get("Status") in {Health.CRITICAL, Health.WARNING}:
+            unwell.add(Health(check["Status"]))
+        if check.get("Status") == Health.CRITICAL and _is_maintenance(_text(check.get("CheckID"))):
+            unwell.add(Health.MAINTENANCE)
+    return _Known(
+        instance,
+        index,
+        frozenset(unwell),
+        inherits=not service.get("Address"),
+        written=int(service.get("ModifyIndex") or 0),
+    )
+
+
+def _is_same(one: _Known | None, other: _Known | None) -> bool:
+    """Whether two readings tell of the same registration: an inherited address is none of its own."""
+    if one is None or other is None:
+        return one is other
+    if one.inherits and other.inherits:
+        return one.instance == replace(other.instance, address=one.instance.address)
+    return one.instance == other.instance
+
+
+def _by_place(checks: Iterable[Any]) -> dict[tuple[str, str], frozenset[str]]:
+    """The ids of checks by their node and service; those of a node have no service."""
+    grouped: dict[tuple[str, str], set[str]] = {}
+    for check in checks:
+        where = (_text(check.get("Node")), _text(check.get("ServiceID")))
+        grouped.setdefault(where, set()).add(_text(check.get("CheckID")))
+    return {where: frozenset(ids) for where, ids in grouped.items()}
+
+
+def _addresses(nodes: Iterable[Any]) -> dict[str, str]:
+    return {_text(node.get("Node")): _text(node.get("Address")) for node in nodes}
+
+
+def _is_maintenance(check_id: str) -> bool:
+    return check_id == "_node_maintenance" or check_id.startswith("_service_maintenance:")
+
+
+def _text(value: Any) -> str:
+    """Text that every database takes: without NUL and without halves of surrogate pairs."""
+    return str(value or "").replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

@@ -1,0 +1,241 @@
+"""Asks Consul on behalf of one watch: paths in, answers out that are fresh enough to be believed.
+
+A server that is overloaded or fails is asked again after growing pauses before it counts as lost;
+the answer of one that has fallen behind its leader is replaced by the leader's own.
+
+Source: https://developer.hashicorp.com/consul/api-docs/features/consistency
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator
+from urllib.parse import quote
+
+from discovery.backoff import Backoff
+from discovery.consul_client import Answer, AsyncConsulClient, Consistency
+from discovery.errors import DiscoveryError, RegistryUnavailable
+from discovery.metrics import CONSUL_QUERIES, CONSUL_QUERIES_IN_FLIGHT
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 5
+# A server may ask for a pause of any length: it is asked again no later than this, in seconds.
+_LONGEST_PAUSE = 30.0
+# Between two queries of one watch, in seconds: a burst of changes is answered together.
+_FLOOR = 0.025
+_LONGEST_FLOOR = 2.0
+# What one watch may bring in while its answers come without a pause, in bytes per second.
+_INFLOW = 4_000_000
+
+
+class IndexWentBack(Exception):
+    """Consul forgot: what is known of it is worth nothing any longer."""
+
+
+class Stalled(Exception):
+    """A query took longer than it may, though nothing broke."""
+
+
+class Queries:
+    """What one watch asks, over the connections of `client`.
+
+    `datacenter` None is the agent's own. A server may be `max_staleness` seconds behind its leader.
+    A query that takes `margin` seconds longer than Consul may hold it raises Stalled. `doubt` says
+    why answers are not to be believed where they tell of absence, None if nothing is wrong.
+    """
+
+    def __init__(
+        self,
+        client: AsyncConsulClient,
+        *,
+        datacenter: str | None,
+        max_staleness: float,
+        margin: float,
+    ) -> None:
+        self.stalls = 0
+        self.answered_at = 0.0
+        self._client = client
+        self._datacenter = datacenter
+        self._max_staleness = max_staleness
+        self._margin = margin
+        self._doubts: dict[str, str] = {}
+        self._resume_at = 0.0
+
+    @property
+    def doubt(self) -> str | None:
+        return next(iter(self._doubts.values()), None)
+
+    def is_doubtful(self, path: str) -> bool:
+        return path in self._doubts
+
+    def forget(self, path: str) -> None:
+        """Drops what was doubtful about a path that is not asked for any longer."""
+        self._doubts.pop(path, None)
+
+    async def read(self, path: str) -> Answer:
+        """The leader's word of now."""
+        return self._weighed(path, await self._persistently(path, kind=_kind(path)))
+
+    async def contact(self, path: str) -> Answer:
+        """As `read`, counted apart: asked to see whether Consul answers."""
+        return self._weighed(path, await self._persistently(path, kind="contact"))
+
+    async def block(self, path: str, index: int, wait: float) -> Answer:
+        """What any server says once its index passes `index`, or after `wait` seconds.
+
+        An index of 0 does not wait. If that server has lost touch with its leader, this is what the
+        leader says instead.
+        """
+        kind = _kind(path)
+        answer = await self._persistently(path, kind=kind, index=index, wait=wait, consistency="stale")
+        if answer.known_leader is False or (answer.last_contact or 0.0) > self._max_staleness:
+            answer = await self._persistently(path, kind=kind)
+        return self._weighed(path, answer)
+
+    def _weighed(self, path: str, answer: Answer) -> Answer:
+        if answer.known_leader is False:
+            self._doubts[path] = "Consul has no leader"
+        elif answer.filtered_by_acls:
+            self._doubts[path] = "Consul left out of its answer what the token has no right to read"
+        else:
+            self._doubts.pop(path, None)
+        return answer
+
+    async def _persistently(
+        self,
+        path: str,
+        *,
+        kind: str,
+        index: int = 0,
+        wait: float = 0.0,
+        consistency: Consistency = "default",
+    ) -> Answer:
+        """Asks until there is an answer, but neither often nor long."""
+        backoff = Backoff()
+        spent = 0.0
+        while True:
+            await asyncio.sleep(max(0.0, self._resume_at - time.monotonic()))
+            begun = time.monotonic()
+            try:
+                return await self._ask(path, kind, index, wait, consistency)
+            except RegistryUnavailable as exc:
+                # The first try may have been held for minutes before it failed.
+                spent += time.monotonic() - begun if backoff.tries else 0.0
+                if backoff.tries == _TRIES - 1 or spent >= self._client.config.timeout:
+                    raise
+                pause = self._pause(exc, backoff)
+                logger.debug("query failed path=%s retry_in=%.1fs: %s", path, pause, exc)
+            # To ask without waiting tells sooner whether it answers again.
+            index = 0
+            await asyncio.sleep(pause)
+
+    def _pause(self, exc: RegistryUnavailable, backoff: Backoff) -> float:
+        pause = backoff.next()
+        if exc.status in (429, 503):
+            # It has too much to do: whatever else this watch would ask waits as well.
+            asked = min(exc.retry_after or 0.0, _LONGEST_PAUSE) * random.uniform(1.0, 1.1)
+            self._resume_at = max(self._resume_at, time.monotonic() + max(pause, asked))
+        return pause
+
+    async def _ask(self, path: str, kind: str, index: int, wait: float, consistency: Consistency) -> Answer:
+        limit = (wait * 17 / 16 if index else 0.0) + self._margin
+        outcome = "cancelled"
+        try:
+            with CONSUL_QUERIES_IN_FLIGHT.track_inprogress():
+                async with asyncio.timeout(limit):
+                    answer = await self._client.query(
+                        path,
+                        index=index or None,
+                        wait=wait if index else None,
+                        consistency=consistency,
+                        dc=self._datacenter,
+                    )
+        except TimeoutError as exc:
+            outcome = "stalled"
+            self.stalls += 1
+            raise Stalled(f"no answer to {path} within {limit:g} s") from exc
+        except DiscoveryError as exc:
+            outcome = "failed" if isinstance(exc, RegistryUnavailable) else "refused"
+            raise
+        else:
+            outcome = "ok"
+        finally:
+            if outcome != "cancelled":
+                CONSUL_QUERIES.labels(kind, outcome).inc()
+        self.stalls = 0
+        self.answered_at = time.monotonic()
+        return answer
+
+
+class BlockingQuery:
+    """One path that is watched; what is known of its index outlasts whoever asks."""
+
+    def __init__(self, queries: Queries, path: str, wait: float) -> None:
+        self.path = path
+        self.index = 0
+        self.answered = 0
+        self._queries = queries
+        self._wait = wait
+        self._floor = Floor()
+
+    async def answers(self) -> AsyncGenerator[tuple[Answer, bool]]:
+        """Its answers, the first at once, and whether the index moved; without end.
+
+        An answer at the same index can be another all the same: a token's rights move no index.
+        Raises IndexWentBack.
+        """
+        waits = False
+        while True:
+            asked = time.monotonic()
+            # Jitter: watches that began together do not all come back together.
+            wait = self._wait * random.uniform(0.9, 1.0)
+            answer = await self._queries.block(self.path, self.index if waits else 0, wait)
+            if answer.index < self.index:
+                answer = await self._confirmed()
+            moved = answer.index != self.index or self.index == 0
+            # An index of 0 would turn the next query into one that does not block.
+            self.index, waits = max(answer.index, 1), True
+            self.answered += 1
+            yield answer, moved
+            await asyncio.sleep(self._floor.after(time.monotonic() - asked, answer.size))
+
+    async def _confirmed(self) -> Answer:
+        """The leader's answer to what a server that may only be behind answered."""
+        answer = await self._queries.read(self.path)
+        if answer.index < self.index:
+            raise IndexWentBack(self.path)
+        return answer
+
+
+class Floor:
+    """The pause between two queries of one watch.
+
+    While answers come without a break it grows, the further the larger they are, so that changes
+    are taken together rather than fallen behind of; in quiet it shrinks again.
+    """
+
+    def __init__(self) -> None:
+        self._pause = _FLOOR
+
+    def after(self, held: float, size: int) -> float:
+        """The pause after an answer of `size` bytes that came `held` seconds after it was asked for."""
+        if held > 4 * self._pause:
+            self._pause = max(_FLOOR, self._pause / 2)
+        else:
+            self._pause = min(self._pause * 2, _FLOOR + size / _INFLOW, _LONGEST_FLOOR)
+        return self._pause
+
+
+def service_path(name: str) -> str:
+    """Where the instances of a service are, with their nodes and checks."""
+    return f"/v1/health/service/{quote(name, safe='')}"
+
+
+def _kind(path: str) -> str:
+    """What a path asks for, of a handful of words."""
+    _, _, area, what, *_ = path.split("/")
+    return path.rpartition("/")[2] if (area, what) == ("health", "state") else what

@@ -1,0 +1,239 @@
+"""One uninterrupted watch of a Consul datacenter, from the first answers on: queries in, changes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+from functools import partial
+
+from discovery.anti_entropy import AntiEntropy, Watched
+from discovery.base import Change, Health, InstanceKey, ServiceInstance
+from discovery.consul_client import Answer
+from discovery.consul_mirror import Mirror
+from discovery.consul_queries import BlockingQuery, IndexWentBack, Queries, Stalled, service_path
+from discovery.errors import RegistryUnavailable
+from discovery.metrics import WATCH_RESTARTS
+from discovery.to_read import ToRead
+
+logger = logging.getLogger(__name__)
+
+READERS = 2
+"""How many services are read at the same time."""
+
+CONNECTIONS = 4 + READERS
+"""To Consul, in all: one for each blocking query, and the readers'."""
+
+_SIGN_OF_LIFE = 5.0
+# What is known to have changed is read, told and stored before all else is looked through.
+_SETTLE = 0.05
+# A loop that is restarted so often without any query being answered tells of a source that is lost.
+_RESTARTS = 3
+
+
+class Session:
+    """One watch; `run` ends by an exception: the source's, or IndexWentBack."""
+
+    def __init__(
+        self,
+        queries: Queries,
+        queue: asyncio.Queue[Change],
+        *,
+        source: str,
+        tag: str,
+        wait: float,
+        contact: float,
+        anti_entropy: float,
+    ) -> None:
+        self._queries = queries
+        self._queue = queue
+        self._source = source
+        self._mirror = Mirror(tag)
+        self._to_read = ToRead()
+        self._moved = asyncio.Event()
+        self._searching = False
+        self._unnamed = False
+        self._first_pass: set[str] | None = None
+        self._doubtful: set[str] = set()
+        self._told_all = False
+        self._told_at = 0.0
+        self._told_doubt: str | None = None
+        self._warning = BlockingQuery(queries, "/v1/health/state/warning", wait)
+        self._watches = self._make_watches(wait)
+        self._contact = contact
+        self._anti_entropy = anti_entropy
+
+    def _make_watches(self, wait: float) -> dict[str, Watched]:
+        mirror = self._mirror
+
+        def of_state(query: BlockingQuery, state: Health) -> Watched:
+            return Watched(query, partial(self._take_state, state), partial(mirror.differs_in_checks, state))
+
+        critical, services, nodes = (
+            BlockingQuery(self._queries, f"/v1/{path}", wait)
+            for path in ("health/state/critical", "catalog/services", "catalog/nodes")
+        )
+        return {
+            "critical": of_state(critical, Health.CRITICAL),
+            "warning": of_state(self._warning, Health.WARNING),
+            "services": Watched(services, self._take_services, mirror.differs_in_names),
+            "nodes": Watched(nodes, self._take_nodes, mirror.differs_in_addresses),
+        }
+
+    async def run(self) -> None:
+        comparison = AntiEntropy(
+            self._queries,
+            self._mirror,
+            self._watches.values(),
+            tell=self._tell,
+            is_settled=lambda: self._is_settled,
+            every=self._anti_entropy,
+        )
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            name: partial(self._watch, watched) for name, watched in self._watches.items()
+        }
+        loops |= {f"read-{number}": self._read_services for number in range(READERS)}
+        loops |= {"search": self._search, "contact": self._keep_contact, "anti-entropy": comparison.run}
+        async with asyncio.TaskGroup() as group:
+            for name, loop in loops.items():
+                group.create_task(self._guarded(name, loop), name=f"{name} of {self._source}")
+
+    async def _guarded(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Runs a loop; one that is stuck in a query is begun anew."""
+        while True:
+            try:
+                return await loop()
+            except Stalled as exc:
+                WATCH_RESTARTS.labels(name).inc()
+                logger.warning("stuck and restarted source=%s loop=%s: %s", self._source, name, exc)
+                if self._queries.stalls >= _RESTARTS:
+                    raise RegistryUnavailable(f"Consul does not answer: {exc}") from exc
+
+    # What is watched
+
+    async def _watch(self, watched: Watched) -> None:
+        async with aclosing(watched.query.answers()) as answers:
+            async for answer, moved in answers:
+                await watched.take(answer, moved)
+                if not self._queries.is_doubtful(watched.query.path):
+                    # What was read in a time of doubt may be another by now, and no index tells.
+                    self._to_read.in_passing(self._doubtful)
+
+    async def _take_state(self, state: Health, answer: Answer, moved: bool) -> None:
+        await self._tell(self._mirror.checks_answered(state, answer.data, answer.index))
+
+    async def _take_nodes(self, answer: Answer, moved: bool) -> None:
+        await self._tell(self._mirror.nodes_answered(answer.data, answer.index))
+
+    async def _take_services(self, answer: Answer, moved: bool) -> None:
+        renamed, gone = self._mirror.catalog_answered(answer.data)
+        if self._first_pass is None:
+            self._first_pass = set(self._mirror.names)
+        self._first_pass -= gone.keys()
+        self._to_read.first(renamed)
+        for name in gone:
+            self._doubtful.discard(name)
+            self._queries.forget(service_path(name))
+        if moved or renamed or gone:
+            self._unnamed |= not (renamed or gone)
+            self._moved.set()
+        await self._tell((), [key for keys in gone.values() for key in keys])
+
+    # What is read
+
+    async def _search(self) -> None:
+        """Reads what else may be behind an index that moved.
+
+        A registration that changed need not show in the names and their tags. Mostly its checks
+        are rewritten with it, and one query over all checks names them. What even that does not
+        name may be any service, so all are read again: at once if nothing at all was named, and in
+        passing if something was, for that will mostly have been all.
+        """
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            unnamed, self._unnamed = self._unnamed, False
+            if not unnamed:
+                await asyncio.sleep(_SETTLE)
+            begun = time.monotonic()
+            self._searching = True
+            try:
+                await self._look_through(unnamed)
+            except Stalled:
+                self._unnamed |= unnamed
+                self._moved.set()
+                raise
+            finally:
+                self._searching = False
+            # Of a cluster that churns no more than half the time goes into searching.
+            await asyncio.sleep(time.monotonic() - begun)
+
+    async def _look_through(self, unnamed: bool) -> None:
+        answer = await self._queries.read("/v1/health/state/any")
+        rewritten = self._mirror.all_checks_answered(answer.data)
+        self._to_read.first(rewritten)
+        if unnamed and not rewritten:
+            self._to_read.then(self._mirror.names)
+        else:
+            self._to_read.in_passing(self._mirror.names)
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether all that follows from what the watches said has been read."""
+        return not (self._moved.is_set() or self._searching or self._to_read)
+
+    async def _read_services(self) -> None:
+        while True:
+            name = await self._to_read.take()
+            try:
+                answer = await self._queries.read(service_path(name))
+            except Stalled:
+                self._to_read.first([name])
+                raise
+            if self._mirror.is_behind(name, answer.index):
+                raise IndexWentBack(service_path(name))
+            if self._queries.is_doubtful(service_path(name)):
+                self._doubtful.add(name)
+            else:
+                self._doubtful.discard(name)
+            altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
+            if self._first_pass is not None:
+                self._first_pass.discard(name)
+            await self._tell(altered, gone)
+
+    # What is asked besides
+
+    async def _keep_contact(self) -> None:
+        """Asks for little where the watches hear nothing: whether Consul answers, and still remembers."""
+        while True:
+            silent = time.monotonic() - self._queries.answered_at
+            if silent < self._contact:
+                await asyncio.sleep((self._contact - silent) * random.uniform(1.0, 1.1))
+                continue
+            index = self._warning.index
+            answer = await self._queries.contact(self._warning.path)
+            if answer.index < index:
+                raise IndexWentBack(self._warning.path)
+            await self._tell(())
+
+    # What is told
+
+    async def _tell(self, altered: Iterable[ServiceInstance], gone: Iterable[InstanceKey] = ()) -> None:
+        present, gone, doubt = tuple(altered), tuple(gone), self._queries.doubt
+        if self._told_all:
+            # Without news, a sign of life now and then is enough.
+            silent = time.monotonic() - self._told_at
+            if not (present or gone or doubt != self._told_doubt or silent >= _SIGN_OF_LIFE):
+                return
+            change = Change(source=self._source, present=present, gone=gone, doubt=doubt)
+        elif not self._first_pass and self._first_pass is not None and self._mirror.has_states:
+            self._told_all = True
+            everything = tuple(self._mirror.instances())
+            change = Change(source=self._source, present=everything, complete=True, doubt=doubt)
+        else:
+            return
+        self._told_at, self._told_doubt = time.monotonic(), doubt
+        await self._queue.put(change)
