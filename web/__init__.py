@@ -23,7 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imported here, so that the command answers without Flask where it needs none.
     from flask import Flask
 
-    from web import api, backend, errors, exposition, health, observation, openapi, pages
+    from web import api, backend, errors, exposition, health, observation, openapi, pages, read_cache
     from web.settings import Settings
 
     settings = settings or Settings.load()
@@ -39,5 +39,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(bp)
     pages.install(app)
     openapi.install(app)
+    read_cache.install(app)
     observation.install(app)
     return app

@@ -43,6 +43,10 @@ class Backend:
         with self._checked() as database, Reader(database).snapshot() as snapshot:
             yield snapshot
 
+    def index(self) -> int:
+        """The newest index, at next to no cost. Raises StoreUnavailable."""
+        return self._own_database().index()
+
     @contextmanager
     def push(self) -> Iterator[PushRegistry]:
         """The push registry. Raises SchemaMismatch or StoreUnavailable."""
@@ -96,5 +100,9 @@ def install(app: Flask, settings: Settings) -> Backend:
 
 def backend() -> Backend:
     """The backend of the application that answers the current request."""
-    found: Backend = current_app.extensions[_EXTENSION]
+    return of(current_app)
+
+
+def of(app: Flask) -> Backend:
+    found: Backend = app.extensions[_EXTENSION]
     return found

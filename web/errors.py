@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _RETRY_DATABASE = "2"
 _RETRY_SCHEMA = "30"
+_RETRY_REGISTRY = "5"
 
 
 class Problem(Exception):
@@ -240,6 +241,20 @@ class WrongSchema(Problem):
         "Run `lictor migrate` if it is empty or older; if a newer Lictor migrated it, upgrade this one. "
         "The log names both revisions."
     )
+
+
+class TooStale(Problem):
+    slug, status = "too-stale", 503
+    title = "The answer would be older than asked for"
+    meaning = "A registry that feeds the answer was last confirmed longer ago than `max_stale` allows."
+    advice = "Leave `max_stale` away to get what was last known; `X-Lictor-Contact` tells how old it is."
+
+    @classmethod
+    def of(cls, source: str, max_stale: float, heard: str) -> TooStale:
+        return cls(
+            f"{source} was not confirmed within the last {max_stale:g} seconds ({heard}). {cls.advice}",
+            headers={"Retry-After": _RETRY_REGISTRY},
+        )
 
 
 PROBLEMS = {kind.slug: kind for kind in Problem.__subclasses__()}

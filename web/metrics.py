@@ -5,11 +5,17 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 REQUESTS = Histogram(
     "lictor_http_request_duration_seconds",
     "How long requests took until their answer was ready, by method, route and status.",
     ["method", "route", "status"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+READ_CACHE = Counter(
+    "lictor_read_cache_total",
+    "Reads: from kept bytes (hit), made anew (miss), or left to the application (passed).",
+    ["outcome"],
 )

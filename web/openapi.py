@@ -20,8 +20,9 @@ from web import errors
 from web.errors import Problem
 from web.operation import Endpoint, Operation, plain
 from web.parsing import JSON
-from web.reading import INDEX_HEADER, STALE_HEADER
+from web.reading import INDEX_HEADER
 from web.schemas import NoParameters, ProblemBody
+from web.staleness import CONTACT_HEADER, STALE_HEADER
 
 bp = Blueprint("openapi", __name__)
 
@@ -49,11 +50,21 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "`consul; since=2026-05-01T12:00:30.000Z`. The answer is what was last known.",
         "schema": {"type": "string"},
     },
+    CONTACT_HEADER: {
+        "description": "When what each source that feeds the answer says was last confirmed, as in "
+        "`consul; at=2026-05-01T12:00:30.000Z`; `never` for one that told nothing yet. The push registry is "
+        "Lictor's own, and not listed.",
+        "schema": {"type": "string"},
+    },
+    "Vary": {
+        "description": "`Accept-Encoding`: bodies come compressed (gzip) where that is accepted.",
+        "schema": {"type": "string"},
+    },
     "Cache-Control": {"description": "`no-cache`: ask again each time.", "schema": {"type": "string"}},
     "Retry-After": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}},
 }
-_OF_READS = ("ETag", INDEX_HEADER, STALE_HEADER, "Cache-Control")
+_OF_READS = ("ETag", INDEX_HEADER, STALE_HEADER, CONTACT_HEADER, "Cache-Control", "Vary")
 _OF_STATUS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
 _IF_NONE_MATCH = {
     "name": "If-None-Match",

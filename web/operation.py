@@ -15,7 +15,7 @@ from web.backend import backend
 from web.errors import NotAcceptable, Problem
 from web.parsing import JSON
 from web.reading import INDEX_HEADER, NotModified, Read
-from web.schemas import NoParameters
+from web.schemas import NoParameters, ReadQuery
 
 View: TypeAlias = Callable[..., Any]
 
@@ -24,7 +24,7 @@ View: TypeAlias = Callable[..., Any]
 class Operation:
     """What an operation takes and answers.
 
-    A view gets the path's fields by name, the checked `query` where there is one, and where there
+    A view gets the path's fields by name, the checked `query` where there is one of its own, and where there
     is a `body` the JSON object that was sent as `document`: it checks that against the same model,
     for it may know of more faults. It returns an `answer`, the bytes of a JSON document of this
     `schema`, or nothing. `problems` are those of its own; those of its kind are added.
@@ -55,18 +55,14 @@ class Endpoint:
         functools.update_wrapper(self, function)
 
     def __call__(self, **path: str) -> Response:
-        return self._answer(self._arguments(path))
-
-    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
         _check_accept()
-        operation = self.operation
-        arguments = dict(parsing.path_of(operation.path, path))
-        query = parsing.query_of(operation.query, request.args)
-        if operation.query is not NoParameters:
+        arguments = dict(parsing.path_of(self.operation.path, path))
+        query = parsing.query_of(self.operation.query, request.args)
+        if self.operation.query not in _OF_ANY:
             arguments["query"] = query
-        return arguments
+        return self._answer(arguments, query)
 
-    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+    def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         return self._respond(self._function(**arguments))
 
     def _respond(self, answer: BaseModel | bytes | None) -> Response:
@@ -85,9 +81,10 @@ class Endpoint:
 class ReadEndpoint(Endpoint):
     """Answers from one state of the cache, which the view gets as `read`; 304 to who knows it."""
 
-    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+    def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
+        max_stale = query.max_stale if isinstance(query, ReadQuery) else None
         with backend().snapshot() as snapshot:
-            read = Read(snapshot)
+            read = Read(snapshot, max_stale)
             try:
                 response = self._respond(self._function(read=read, **arguments))
             except NotModified:
@@ -108,15 +105,10 @@ class WriteEndpoint(Endpoint):
         backend().push_guard.check(request)
         return super().__call__(**path)
 
-    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
-        arguments = super()._arguments(path)
-        if self.operation.body is not None:
-            arguments["document"] = parsing.document_of(request)
-        return arguments
-
-    def _answer(self, arguments: Mapping[str, Any]) -> Response:
+    def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
+        body = {} if self.operation.body is None else {"document": parsing.document_of(request)}
         with backend().push() as registry:
-            answer, index = self._function(registry=registry, **arguments)
+            answer, index = self._function(registry=registry, **arguments, **body)
         response = self._respond(answer)
         response.headers[INDEX_HEADER] = str(index)
         response.headers["Cache-Control"] = "no-store"
@@ -125,8 +117,14 @@ class WriteEndpoint(Endpoint):
 
 def read(**described: Any) -> Callable[[View], ReadEndpoint]:
     """Makes a view an operation that reads the cache."""
-    problems = (*described.pop("problems", ()), *_OF_EVERY_REQUEST, *_OF_THE_DATABASE)
-    operation = Operation(**described, problems=problems, conditional=True)
+    problems = (
+        *described.pop("problems", ()),
+        errors.TooStale,
+        *_OF_EVERY_REQUEST,
+        *_OF_THE_DATABASE,
+    )
+    query = described.pop("query", ReadQuery)
+    operation = Operation(**described, query=query, problems=problems, conditional=True)
     return lambda function: ReadEndpoint(operation, function)
 
 
@@ -151,6 +149,7 @@ def plain(**described: Any) -> Callable[[View], Endpoint]:
     return lambda function: Endpoint(operation, function)
 
 
+_OF_ANY = (NoParameters, ReadQuery)
 _OF_EVERY_REQUEST = (errors.BadParameter, errors.BadRequest, NotAcceptable, errors.InternalError)
 _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)

@@ -139,7 +139,7 @@ def _is_list(field: FieldInfo) -> bool:
 def _unknown_parameter(model: type[BaseModel]) -> str:
     if not model.model_fields:
         return "is not known; there are no parameters here"
-    return f"is not known; there are {', '.join(model.model_fields)}"
+    return f"is not known; allowed here: {', '.join(model.model_fields)}"
 
 
 def _faults(model: type[BaseModel], error: ValidationError) -> list[Fault]:
@@ -158,7 +158,7 @@ def _message(model: type[BaseModel], details: ErrorDetails) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
-        return f"is not known; there are {', '.join(model.model_fields)}"
+        return f"is not known; allowed here: {', '.join(model.model_fields)}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')} (got {said})"
     if kind in _NUMBERS:

@@ -1,22 +1,26 @@
-"""What every read of the cache has in common: its index, its ETag, how stale it is, and 304."""
+"""What every read of the cache has in common: its index, its ETag, how fresh it is, and 304."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flask import Response, request
 
 from manifest_cache import models
+from manifest_cache.models import utc_now
 from manifest_cache.reader import Snapshot
-from web.errors import BadParameter, Problem
-from web.schemas import LARGEST_INDEX, rfc3339
+from web.errors import BadParameter, Problem, TooStale
+from web.schemas import LARGEST_INDEX
+from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed, stale
 
 INDEX_HEADER = "X-Lictor-Index"
-STALE_HEADER = "X-Lictor-Stale"
+FACTS = "lictor.facts"
+"""Where the environment of a request tells of what its answer depends on."""
 
 Row = TypeVar("Row")
 Place = TypeVar("Place", str, int)
@@ -26,51 +30,73 @@ class NotModified(Exception):
     """The client has this answer already."""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an answer depends on, beside what was asked: as long as that stays it may be given again.
+
+    `sources` feed it, `max_stale` is how many seconds ago each must have been confirmed at the
+    most. An answer that `tells_last_seen` grows old by itself.
+    """
+
+    index: int
+    sources: Sequence[models.Source]
+    max_stale: float | None
+    tells_last_seen: bool
+
+
 class Read:
     """One read: the state that it is answered from, and what its headers will say."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, max_stale: float | None = None) -> None:
         self.snapshot = snapshot
+        self.tells_last_seen = False
+        self._max_stale = max_stale
         self._etag = str(snapshot.index)
-        self._lost = [source for source in snapshot.sources if not source.is_current]
+        self._feeding: Sequence[models.Source] = snapshot.sources
 
     def unless_known(self, *, etag: str | None = None, registries: Collection[str] = ()) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.
 
         `etag` stands in for the index, `registries` are those that feed the answer, empty for all.
+        Raises TooStale where one of these was out of reach for longer than the client bears.
         """
         if etag is not None:
             self._etag = etag
         if registries:
-            self._lost = [source for source in self._lost if source.registry_name in registries]
+            self._feeding = [source for source in self._feeding if source.registry_name in registries]
+        if self._max_stale is not None:
+            oldest = longest_unconfirmed(self._feeding)
+            if oldest is not None and is_older(oldest, self._max_stale, utc_now()):
+                raise TooStale.of(oldest.name, self._max_stale, contact([oldest]))
         if request.if_none_match.contains_weak(self._etag):
             raise NotModified
 
     @property
     def lost(self) -> Sequence[models.Source]:
-        """The sources that feed the answer and are out of reach."""
-        return self._lost
+        """The sources that feed the answer and are out of reach, or doubted."""
+        return [source for source in self._feeding if not source.is_current]
 
     def finish(self, response: Response) -> Response:
         response.set_etag(self._etag)
         response.headers["Cache-Control"] = "no-cache"
         response.headers.extend(self.headers())
+        request.environ[FACTS] = Facts(
+            self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen
+        )
         return response
 
     def headers(self) -> dict[str, str]:
         headers = {INDEX_HEADER: str(self.snapshot.index)}
-        if self._lost:
-            headers[STALE_HEADER] = stale(self._lost)
+        if lost := self.lost:
+            headers[STALE_HEADER] = stale(lost)
+        if heard := contact(self._feeding):
+            headers[CONTACT_HEADER] = heard
         return headers
 
     def explain(self, problem: Problem) -> Problem:
         """The problem, with the state that it was found in: a stale cache may be why something is unknown."""
         problem.headers.update(self.headers())
         return problem
-
-
-def stale(lost: Iterable[models.Source]) -> str:
-    return ", ".join(f"{source.name}; since={rfc3339(source.since)}" for source in lost)
 
 
 def page(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], Row | None]:

@@ -122,6 +122,12 @@ def _duration_schema(least: float, most: float) -> WithJsonSchema:
     )
 
 
+def _short_duration(schema: dict[str, Any]) -> None:
+    """In a query everything is text."""
+    schema.pop("anyOf", None)
+    schema |= {"type": "string", "pattern": r"^([0-9]{1,6}(ms|s)?|[0-9]{1,4}m|[0-9]{1,3}h)$"}
+
+
 # What is asked
 
 
@@ -146,6 +152,17 @@ class NoParameters(_Asked):
     """A path or query without parameters."""
 
 
+class ReadQuery(_Asked):
+    """What every read of the cache may be asked."""
+
+    max_stale: Annotated[float | None, _within(0, _MONTH)] = Field(
+        default=None,
+        description="503 instead of an answer where a registry that feeds it was last confirmed longer ago: "
+        "a number of seconds or a duration such as `30s` or `5m`.",
+        json_schema_extra=_short_duration,
+    )
+
+
 class ModulePath(_Asked):
     name: Annotated[Line, Field(min_length=1, max_length=255, description="The module's name.")]
 
@@ -164,7 +181,7 @@ class InstancePath(ModulePath):
     id: Annotated[Line, Field(min_length=1, max_length=255, description="The instance's id.")]
 
 
-class ModulesQuery(_Asked):
+class ModulesQuery(ReadQuery):
     status: list[Status] = Field(
         default_factory=list, description="Any of these statuses; may be repeated or separated by commas."
     )
@@ -186,11 +203,11 @@ class ModulesQuery(_Asked):
     cursor: Cursor = None
 
 
-class ModuleQuery(_Asked):
+class ModuleQuery(ReadQuery):
     include: Include = Field(default_factory=list)
 
 
-class PageQuery(_Asked):
+class PageQuery(ReadQuery):
     limit: Limit = 100
     cursor: Cursor = None
 

@@ -47,6 +47,12 @@ class Settings(CacheSettings):
     threads: int = Field(
         default=8, ge=1, le=256, description="How many requests each process serves at once."
     )
+    read_cache_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=0,
+        le=16 * 1024**3,
+        description="How many bytes of finished answers each process keeps; 0 keeps none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="From which gravity on messages are logged."
     )

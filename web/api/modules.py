@@ -150,6 +150,7 @@ def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList
     read.unless_known(registries=module.registries)
     found = read.snapshot.instance_page(name, passing=query.passing, limit=query.limit + 1, after=after)
     rows, last = page(found, query.limit)
+    read.tells_last_seen = True
     return InstanceList(
         items=instance_shapes(read.snapshot, rows),
         next=cursor_behind("instances", last.key or 0) if last else None,
@@ -212,6 +213,7 @@ def _shapes(read: Read, rows: Sequence[models.Module], include: Collection[str])
 
 
 def _instances(read: Read, names: Sequence[str]) -> dict[str, list[Instance]]:
+    read.tells_last_seen = True
     rows = [row for of_module in read.snapshot.instances(names).values() for row in of_module]
     shapes: dict[str, list[Instance]] = defaultdict(list)
     for shape in instance_shapes(read.snapshot, rows):

@@ -1,0 +1,111 @@
+"""One finished answer: what an application sent in; what any client gets, plain, packed or as 304, out."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from werkzeug.datastructures import Accept
+from werkzeug.http import parse_accept_header, parse_etags, unquote_etag
+
+from manifest_cache.models import Source, utc_now
+from web.reading import Facts
+from web.staleness import CONTACT_HEADER, contact, is_older, longest_unconfirmed
+
+Headers = list[tuple[str, str]]
+
+# Less than this fits into one packet, packed or not.
+_WORTH_PACKING = 1024
+# The first levels save most: with the highest a megabyte takes four times as long for some percent less.
+_LEVEL = 4
+_CONTACT_FOR = 1.0
+_LAST_SEEN_FOR = 5.0
+# What an answer takes beside its bytes, roughly.
+_OVERHEAD = 2000
+_OF_BODY = ("Content-Type", "Content-Length")
+
+
+class Sent(NamedTuple):
+    """A whole answer: the line of status, the headers, the body."""
+
+    status: str
+    headers: Headers
+    body: bytes
+
+
+class KeptAnswer:
+    """An answer with status 200 that may be given again as long as the index is the same.
+
+    `expires` is when it grows old by itself, on the monotonic clock. It tells when its sources were
+    last confirmed, and is to be told anew when it `needs_refresh`.
+    """
+
+    def __init__(self, sent: Sent, facts: Facts, route: str) -> None:
+        now = time.monotonic()
+        self.index = facts.index
+        self.route = route
+        self.source_names = [source.name for source in facts.sources]
+        self.expires = now + _LAST_SEEN_FOR if facts.tells_last_seen else float("inf")
+        self._max_stale = facts.max_stale
+        self._body = sent.body
+        self._packed: bytes | None = None
+        self._etag_line = next(value for name, value in sent.headers if name == "ETag")
+        self._etag = unquote_etag(self._etag_line)[0] or ""
+        self._headers = [line for line in sent.headers if line[0] != CONTACT_HEADER]
+        self._headers.append(("Vary", "Accept-Encoding"))
+        self.refresh(facts.sources, now)
+
+    @property
+    def size(self) -> int:
+        return len(self._body) + len(self._packed or b"") + _OVERHEAD
+
+    def needs_refresh(self, now: float) -> bool:
+        return now >= self._refresh_at
+
+    def refresh(self, sources: Sequence[Source], now: float) -> None:
+        """Takes over when its sources were last confirmed."""
+        self._refresh_at = now + _CONTACT_FOR
+        self._oldest = longest_unconfirmed(sources)
+        heard = contact(sources)
+        headers = [*self._headers, (CONTACT_HEADER, heard)] if heard else self._headers
+        self._plain = Sent("200 OK", headers, self._body)
+        without_body = [line for line in headers if line[0] not in _OF_BODY]
+        self._not_modified = Sent("304 NOT MODIFIED", without_body, b"")
+        self._gzip = self._packed and _packed(headers, self._packed)
+
+    def is_too_stale(self) -> bool:
+        """Whether it is older than what was asked for bears."""
+        return self._max_stale is not None and is_older(self._oldest, self._max_stale, utc_now())
+
+    def for_client(self, if_none_match: str | None, accept_encoding: str | None) -> Sent:
+        """What a client gets that sent these headers."""
+        if if_none_match is not None and self._is_known(if_none_match):
+            return self._not_modified
+        if accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding):
+            return self._gzip or self._pack()
+        return self._plain
+
+    def _is_known(self, if_none_match: str) -> bool:
+        return if_none_match == self._etag_line or parse_etags(if_none_match).contains_weak(self._etag)
+
+    def _pack(self) -> Sent:
+        # Without a time in it, it is the same on every worker.
+        self._packed = gzip.compress(self._body, _LEVEL, mtime=0)
+        self._gzip = _packed(self._plain.headers, self._packed)
+        return self._gzip
+
+
+def _packed(headers: Headers, body: bytes) -> Sent:
+    """The ETag turns weak, as other bytes must not have the same strong one."""
+    other = {"ETag": "W/{}", "Content-Length": str(len(body))}
+    lines = [(name, other.get(name, "{}").format(value)) for name, value in headers]
+    return Sent("200 OK", [*lines, ("Content-Encoding", "gzip")], body)
+
+
+@functools.lru_cache(maxsize=256)
+def _takes_gzip(accept_encoding: str) -> bool:
+    accepted: Accept = parse_accept_header(accept_encoding)
+    return accepted.quality("gzip") > 0

@@ -1,0 +1,213 @@
+"""Answers reads from finished bytes while the index stays: requests in, kept answers or the app's own out.
+
+It stands before the application and costs a read one glance at the index. What was committed
+before a request came in is in its answer, whichever process wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from manifest_cache.database import StoreError
+from manifest_cache.models import Source
+from web import backend
+from web.backend import Backend
+from web.kept_answer import KeptAnswer, Sent
+from web.metrics import READ_CACHE
+from web.observation import ROUTE
+from web.reading import FACTS
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Flask
+
+_PREFIX = "/api/v1/"
+_CONTACT_FOR = 1.0
+# Whoever waits longer for what another one makes makes it as well.
+_PATIENCE = 5.0
+
+_HIT = READ_CACHE.labels("hit")
+_MISS = READ_CACHE.labels("miss")
+_PASSED = READ_CACHE.labels("passed")
+
+
+def install(app: Flask) -> None:
+    """Puts it before the application, and before what was put there already."""
+    behind = backend.of(app)
+    app.wsgi_app = ReadCache(app.wsgi_app, behind, behind.settings.read_cache_bytes)  # type: ignore[method-assign]
+
+
+class _Asked(NamedTuple):
+    """All of a request that decides its answer, but for what an answer can be turned into."""
+
+    path: str
+    query: str
+    accept: str
+
+
+class ReadCache:
+    """A WSGI application before another one. Holds at most `limit` bytes of answers, none if it is 0."""
+
+    def __init__(self, app: WSGIApplication, backend: Backend, limit: int) -> None:
+        self._app = app
+        self._backend = backend
+        self._answers = _Answers(limit)
+        self._contacts = _Contacts(backend)
+        self._making: dict[_Asked, threading.Event] = {}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = _asked(environ)
+        if asked is None:
+            return self._app(environ, start_response)
+        try:
+            sent = self._kept(asked, environ) or self._made(asked, environ)
+        except StoreError:
+            # The application knows how to tell.
+            _PASSED.inc()
+            return self._app(environ, start_response)
+        # A copy: who stands before this may change it.
+        start_response(sent.status, sent.headers.copy())
+        return [sent.body] if sent.body and environ["REQUEST_METHOD"] == "GET" else []
+
+    def _kept(self, asked: _Asked, environ: WSGIEnvironment) -> Sent | None:
+        """The answer that is kept, if it still holds. Raises StoreError."""
+        index = self._backend.index()
+        answer = self._answers.get(asked)
+        if answer is None or not self._holds(answer, index):
+            return None
+        _HIT.inc()
+        return self._for_client(asked, answer, environ)
+
+    def _holds(self, answer: KeptAnswer, index: int) -> bool:
+        # One that is newer than the look was made after it; unless the database was put back.
+        if answer.index != index and not index < answer.index <= self._backend.index():
+            return False
+        now = time.monotonic()
+        if answer.needs_refresh(now):
+            answer.refresh(self._contacts.of(answer.source_names, now), now)
+        return now < answer.expires and not answer.is_too_stale()
+
+    def _for_client(self, asked: _Asked, answer: KeptAnswer, environ: WSGIEnvironment) -> Sent:
+        environ[ROUTE] = answer.route
+        size = answer.size
+        sent = answer.for_client(environ.get("HTTP_IF_NONE_MATCH"), environ.get("HTTP_ACCEPT_ENCODING"))
+        if answer.size != size:
+            self._answers.put(asked, answer)
+        return sent
+
+    def _made(self, asked: _Asked, environ: WSGIEnvironment) -> Sent:
+        """The application's answer, which is kept. Of those who want the same at once one makes it."""
+        made = threading.Event()
+        making = self._making.setdefault(asked, made)
+        if making is not made:
+            making.wait(_PATIENCE)
+            return self._kept(asked, environ) or self._from_app(asked, environ)
+        try:
+            return self._from_app(asked, environ)
+        finally:
+            del self._making[asked]
+            made.set()
+
+    def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> Sent:
+        _MISS.inc()
+        # Whole, whatever this client knows of it: the next one may not.
+        whole = {**environ, "REQUEST_METHOD": "GET"}
+        whole.pop("HTTP_IF_NONE_MATCH", None)
+        sent = _sent(self._app, whole)
+        facts = whole.get(FACTS)
+        environ[ROUTE] = whole.get(ROUTE, "none")
+        if facts is None or not sent.status.startswith("200 "):
+            return sent
+        answer = KeptAnswer(sent, facts, environ[ROUTE])
+        self._answers.put(asked, answer)
+        return self._for_client(asked, answer, environ)
+
+
+def _asked(environ: WSGIEnvironment) -> _Asked | None:
+    """None where the application is to answer by itself."""
+    path, query = environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", "")
+    accept = environ.get("HTTP_ACCEPT", "")
+    if (
+        environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+        or not path.startswith(_PREFIX)
+        or "index=" in query
+        or "wait=" in query
+        or "event-stream" in accept
+    ):
+        return None
+    return _Asked(path, query, accept)
+
+
+def _sent(app: WSGIApplication, environ: WSGIEnvironment) -> Sent:
+    said: list[Any] = []
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., object]:
+        said[:] = [status, headers]
+        return lambda data: None
+
+    body = app(environ, start)
+    try:
+        content = b"".join(body)
+    finally:
+        if hasattr(body, "close"):
+            body.close()
+    return Sent(said[0], said[1], content)
+
+
+class _Answers:
+    """Answers within a bound of bytes: those go first that were not wanted for the longest time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[_Asked, KeptAnswer] = OrderedDict()
+        self._sizes: dict[_Asked, int] = {}
+        self._size = 0
+
+    def get(self, asked: _Asked) -> KeptAnswer | None:
+        answer = self._held.get(asked)
+        if answer is not None:
+            # Another thread may have thrown it away meanwhile.
+            with contextlib.suppress(KeyError):
+                self._held.move_to_end(asked)
+        return answer
+
+    def put(self, asked: _Asked, answer: KeptAnswer) -> None:
+        size = answer.size + sum(map(len, asked))
+        with self._lock:
+            self._throw_away(asked)
+            if size > self._limit:
+                return
+            self._held[asked] = answer
+            self._sizes[asked] = size
+            self._size += size
+            while self._size > self._limit:
+                self._throw_away(next(iter(self._held)))
+
+    def _throw_away(self, asked: _Asked) -> None:
+        if self._held.pop(asked, None) is not None:
+            self._size -= self._sizes.pop(asked)
+
+
+class _Contacts:
+    """The sources as they were at most a second ago."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._known: Mapping[str, Source] = {}
+        self._until = 0.0
+
+    def of(self, names: Sequence[str], now: float) -> list[Source]:
+        with self._lock:
+            if now >= self._until:
+                with self._backend.snapshot() as snapshot:
+                    self._known = {source.name: source for source in snapshot.sources}
+                self._until = now + _CONTACT_FOR
+            known = self._known
+        return [known[name] for name in names if name in known]
