@@ -17,20 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.stage import (
     HOST,
     Churn,
     Client,
+    Consul,
     Modules,
     Platform,
     lictor,
@@ -39,7 +38,6 @@ from benchmarks.stage import (
     table,
     wait_for_instances,
 )
-from discovery.consul_agent import DevAgent, find_consul
 
 # Each change comes by itself: what the one before it led to has come to its end.
 QUIET = 0.2
@@ -66,7 +64,7 @@ class Floor:
     """Asks Consul for the one thing that will change."""
 
     def __init__(self, platform: Platform) -> None:
-        self._consul = Client(platform.address)
+        self._consul = Client(platform.consul.address)
 
     def health(self, number: int, status: str) -> Callable[[], None]:
         check = f"check-{number}"
@@ -243,19 +241,19 @@ def timed(see: Callable[[], None], act: Callable[[], None]) -> float:
 def run(kind: str, instances: int, churn: float, rounds: int) -> list[list[str]]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lictor-benchmark-"))
-        agent = stack.enter_context(DevAgent(find_consul(os.environ, Path.cwd()), http_port=0, dns_port=0))
-        platform = Platform(agent, Modules().port)
+        consul = stack.enter_context(Consul())
+        platform = Platform(consul, Modules().port)
         platform.fill(instances)
         changes = Flips(platform, rounds) if kind == "flip" else Registrations(platform, rounds)
         others = range(instances // 2, instances)
         with Churn(platform, others, churn):
             floor = changes.measured(Floor(platform))
-        address, _ = stack.enter_context(lictor(platform.address, folder))
+        address, _ = stack.enter_context(lictor(consul.address, folder))
         wait_for_instances(address, instances, with_digest=True)
         time.sleep(5)
         with Churn(platform, others, churn):
             ours = changes.measured(Lictor(address))
-        connections = platform.connections()
+        connections = consul.connections()
     rows = []
     for what in floor:
         figures = [percentile(sample[what], share) for share in (50, 99) for sample in (floor, ours)]

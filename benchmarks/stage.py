@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from discovery.consul_agent import DevAgent
+from discovery.consul_agent import find_consul, free_ports
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0
@@ -43,11 +43,60 @@ class Client:
             self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return response.status, response.headers, content_read
 
+    def close(self) -> None:
+        self._connection.close()
+
     def done(self, method: str, path: str, body: Any = None) -> bytes:
         status, _, answer = self.ask(method, path, body)
         if status != 200:
             raise SystemExit(f"{method} {path} was answered {status}: {answer.decode()[:200]}")
         return answer
+
+
+class Consul:
+    """A development agent on free ports of loopback, with room for as many connections as a peer may want."""
+
+    def __init__(self) -> None:
+        http, dns, server, lan, wan = free_ports(5)
+        self.address = f"{HOST}:{http}"
+        self._process = subprocess.Popen(
+            [
+                *(str(find_consul(os.environ, Path.cwd())), "agent", "-dev"),
+                *(f"-bind={HOST}", f"-client={HOST}", f"-http-port={http}", f"-dns-port={dns}"),
+                *(
+                    f"-server-port={server}",
+                    f"-serf-lan-port={lan}",
+                    f"-serf-wan-port={wan}",
+                    "-grpc-port=-1",
+                ),
+                *("-log-level=err", "-hcl=disable_update_check = true"),
+                "-hcl=limits { http_max_conns_per_client = 10000 }",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Consul:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if Client(self.address).done("GET", "/v1/status/leader") != b'""':
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise SystemExit("Consul did not start")
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def connections(self) -> int:
+        """How many connections to its HTTP port are open, by everybody."""
+        wanted = f":{int(self.address.rpartition(':')[2]):04X}"
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        return sum(line.split()[1].endswith(wanted) and line.split()[3] == "01" for line in lines)
 
 
 class Modules(ThreadingHTTPServer):
@@ -88,12 +137,14 @@ class Platform:
     PER_MODULE = 10
     PER_NODE = 50
 
-    def __init__(self, agent: DevAgent, port: int) -> None:
-        self.agent = agent
-        self.address = agent.http_addr.removeprefix("http://")
+    def __init__(self, consul: Consul, port: int) -> None:
+        self.consul = consul
         self.instances = 0
-        self._client = Client(self.address)
+        self._client = Client(consul.address)
         self._port = port
+
+    def close(self) -> None:
+        self._client.close()
 
     def fill(self, instances: int, *, meta: dict[str, str] | None = None) -> None:
         """Registers so many instances, all passing but one of 200."""
@@ -126,13 +177,6 @@ class Platform:
         body = {"Node": _node(number)["Node"], "ServiceID": f"instance-{number}"}
         self._client.done("PUT", "/v1/catalog/deregister", body)
 
-    def connections(self) -> int:
-        """How many connections to Consul's HTTP port are open, by everybody."""
-        port = int(self.address.rpartition(":")[2])
-        wanted = f":{port:04X}"
-        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        return sum(line.split()[1].endswith(wanted) and line.split()[3] == "01" for line in lines)
-
 
 def module_of(number: int) -> str:
     return f"module-{number // Platform.PER_MODULE}"
@@ -157,7 +201,7 @@ class Churn:
     """Flips instances of a platform, so many a second, while the body runs."""
 
     def __init__(self, platform: Platform, instances: Sequence[int], a_second: float) -> None:
-        self._platform = Platform(platform.agent, 0)
+        self._platform = platform
         self._instances = instances
         self._pause = 1 / a_second if a_second else 0.0
         self._ended = threading.Event()
@@ -165,13 +209,15 @@ class Churn:
         self.flips = 0
 
     def _run(self) -> None:
+        platform = Platform(self._platform.consul, 0)
         following = time.monotonic()
         while not self._ended.wait(max(0.0, following - time.monotonic())):
             number = self._instances[self.flips % len(self._instances)]
             turn = self.flips // len(self._instances)
-            self._platform.set_health(number, "critical" if turn % 2 == 0 else "passing")
+            platform.set_health(number, "critical" if turn % 2 == 0 else "passing")
             self.flips += 1
             following += self._pause
+        platform.close()
 
     def __enter__(self) -> Churn:
         if self._pause:
@@ -214,14 +260,6 @@ def lictor(
         process.wait(PATIENCE)
 
 
-def free_ports(number: int) -> list[int]:
-    held = [socket.create_server((HOST, 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
@@ -260,6 +298,29 @@ def _served(client: Client, *, with_digest: bool) -> int:
         if page["next"] is None:
             return served
         cursor = f"&cursor={page['next']}"
+
+
+def processes_under(pid: int) -> list[int]:
+    """A process and all that came from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(below for child in children for below in processes_under(int(child)))]
+
+
+def processor_seconds(*pids: int) -> float:
+    """What processes have used of a core so far, in user and kernel mode."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process holds for itself in memory."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"no figure for the memory of {pid}")
 
 
 def percentile(sample: Sequence[float], share: int) -> float:
