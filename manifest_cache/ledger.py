@@ -208,6 +208,7 @@ class Ledger:
             "error_detail": None,
             "error_at": None,
             "manifest_pushed": False,
+            "confirmed": False,
             "fetch_failures": 0,
             "generation": 0,
             "first_seen": self.now,
@@ -252,9 +253,30 @@ class Ledger:
     def known_manifest(self, row: Instance, parsed: ParsedManifest, etag: str | None) -> None:
         """Notes the manifest that an instance serves, and that it is a good one."""
         before = described(row)
-        self._store_manifest(row.module, parsed)
+        is_news = self._store_manifest(row.module, parsed)
+        became_other = row.confirmed and row.digest is not None and row.digest != parsed.digest
         row.digest, row.version, row.etag = parsed.digest, parsed.version, etag
         self._fetched(row, before)
+        if is_news:
+            self._share(row.module, parsed)
+        if became_other and not row.manifest_pushed:
+            self._doubt_siblings(row, before["version"])
+
+    def _doubt_siblings(self, row: Instance, version: str | None) -> None:
+        """Has those asked for which a row stood that turned out changed: nothing else told of it."""
+        self._fetches.ask_now(
+            other
+            for other in self._instances_of[row.module]
+            if other.version == version and other.digest != row.digest and self._fetches.is_settled(other)
+        )
+
+    def _share(self, module: str, parsed: ParsedManifest) -> None:
+        """Gives a manifest that is new to those that announce it and wait for it."""
+        for row in self._instances_of[module]:
+            if row.meta.get("manifest_digest") == parsed.digest and self._fetches.is_awaited(row):
+                before = described(row)
+                row.digest, row.version, row.etag = parsed.digest, parsed.version, None
+                self._fetched(row, before)
 
     def pushed_manifest(self, row: Instance, parsed: ParsedManifest) -> None:
         """Notes the manifest that came with an instance's registration: none is fetched then."""
@@ -263,7 +285,6 @@ class Ledger:
             row.manifest_pushed = True
             row.generation += 1
         self.known_manifest(row, parsed, None)
-        row.fetch_at = None
 
     def fetch_manifest(self, row: Instance) -> None:
         """Notes that an instance which pushed its manifest until now has it fetched from now on."""
@@ -281,6 +302,7 @@ class Ledger:
         row.error_type, row.error_detail, row.error_at = error_type, detail, self.now
         self._fetches.retry(row)
         row.last_changed = self.now
+        self._touched[row.module] = row.registry_name
         self._log.instance(
             "module.manifest_rejected",
             row,
@@ -288,22 +310,29 @@ class Ledger:
             is_={"manifest_error": described_error(row)},
         )
 
+    def ask_again(self, row: Instance) -> None:
+        """Notes that an instance that was just asked has to be asked once more."""
+        self._fetches.ask_now([row])
+
     def _fetched(self, row: Instance, before: Mapping[str, Any]) -> None:
         row.error_type = row.error_detail = row.error_at = None
-        self._fetches.revalidate(row)
+        self._fetches.known(row)
         self._touched[row.module] = row.registry_name
         if self._log.difference("instance.changed", before, row):
             row.last_changed = self.now
 
-    def _store_manifest(self, module: str, parsed: ParsedManifest) -> None:
-        if self._manifest(module, parsed.digest) is None:
-            self._manifest_of[module, parsed.digest] = self._manifests.add(
-                module=module,
-                digest=parsed.digest,
-                version=parsed.version,
-                content=parsed.canonical.decode(),
-                first_seen=self.now,
-            )
+    def _store_manifest(self, module: str, parsed: ParsedManifest) -> bool:
+        """Keeps a manifest; False if it is there already."""
+        if self._manifest(module, parsed.digest) is not None:
+            return False
+        self._manifest_of[module, parsed.digest] = self._manifests.add(
+            module=module,
+            digest=parsed.digest,
+            version=parsed.version,
+            content=parsed.canonical.decode(),
+            first_seen=self.now,
+        )
+        return True
 
     # What it adds up to
 
@@ -313,6 +342,7 @@ class Ledger:
         for name, registry in sorted(self._touched.items()):
             module, rows = self._module_named[name], self._instances_of[name]
             settlement.settle(module, rows, registry, is_new=name in self._fresh)
+            self._fetches.share_out(rows)
         # In the order in which rows refer to each other.
         for table in (self._sources, self._modules, self._manifests, self._instances, self._tombstones):
             table.write()

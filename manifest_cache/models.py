@@ -74,7 +74,9 @@ class Instance(SQLModel, table=True):
 
     `generation` grows with each registration and each return to health: the outcome of a fetch
     that began under an older one is not believed. `fetch_at` is when the manifest is asked for
-    next, None where it is not: the instance is not well, or pushed its manifest.
+    next, None where it is not: the instance is not well, pushed its manifest, or another of its
+    module and version is asked in its turn. `confirmed` says whether the manifest is known for sure
+    since the instance registered or became well: by a fetch, or because it announced its digest.
     """
 
     __tablename__ = "instances"
@@ -104,6 +106,7 @@ class Instance(SQLModel, table=True):
     error_detail: str | None = None
     error_at: datetime | None = _maybe_moment()
     manifest_pushed: bool = False
+    confirmed: bool = False
     fetch_at: datetime | None = _maybe_moment(index=True)
     fetch_failures: int = 0
     generation: int = 0

@@ -51,7 +51,10 @@ class CacheSettings(DiscoverySettings):
         default=300.0, gt=0, description="The longest pause between two tries of a fetch that fails."
     )
     revalidate: Duration = Field(
-        default=300.0, gt=0, description="How often a known manifest is asked for again (`If-None-Match`)."
+        default=300.0,
+        gt=0,
+        description="How often known manifests are asked for again (`If-None-Match`): of each module and "
+        "version one healthy instance, in turn.",
     )
     max_drop: float = Field(
         default=0.3,

@@ -24,11 +24,13 @@ from manifest_cache.settings import CacheSettings
 class FetchJob:
     """An instance whose manifest is to be fetched, as it stood when the job was made.
 
-    `etag` is what it sent with the manifest known of it, None if there is none.
+    `etag` is what it sent with the manifest known of it, None if there is none; `due_at` is when it
+    fell due.
     """
 
     source: str
     generation: int
+    due_at: datetime | None
     instance: ServiceInstance
     etag: str | None
 
@@ -110,12 +112,15 @@ class Store:
                 row = ledger.instance_of(*job.key)
                 if row is None or row.generation != job.generation:
                     continue
+                asked_again = _is_asked_again(row, job, ledger.now)
                 if isinstance(outcome, Fetched):
                     ledger.known_manifest(row, outcome.parsed, outcome.etag)
                 elif isinstance(outcome, NotModified):
                     ledger.unchanged_manifest(row)
-                else:
+                elif not asked_again:
                     ledger.rejected_manifest(row, outcome.type, outcome.detail)
+                if asked_again:
+                    ledger.ask_again(row)
             return ledger.close()
 
     def due_fetches(
@@ -148,8 +153,15 @@ class Store:
             ledger.close()
 
 
+def _is_asked_again(row: Instance, job: FetchJob, now: datetime) -> bool:
+    """Whether the instance fell due anew since a fetch of it began, which may have been too soon."""
+    return row.fetch_at is not None and job.due_at is not None and job.due_at < row.fetch_at <= now
+
+
 def _job(row: Instance) -> FetchJob:
-    return FetchJob(row.source, row.generation, _instance(row), row.etag if row.digest else None)
+    return FetchJob(
+        row.source, row.generation, row.fetch_at, _instance(row), row.etag if row.digest else None
+    )
 
 
 def _instance(row: Instance) -> ServiceInstance:
