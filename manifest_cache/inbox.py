@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,10 +28,15 @@ class Inbox:
     """
 
     def __init__(self) -> None:
+        self.taken_since = 0.0
+        """Since when the first of the updates that were taken last had waited, on the monotonic clock."""
+        self._waiting_since = 0.0
         self._pending: dict[str, _Pending] = {}
         self._filled = asyncio.Event()
 
     def put(self, update: Change | Lost | Accept) -> None:
+        if not self._pending:
+            self._waiting_since = time.monotonic()
         pending = self._pending.setdefault(update.source, _Pending())
         if isinstance(update, Lost):
             pending.lost = update
@@ -44,6 +50,7 @@ class Inbox:
         """All that waits, at least one update."""
         await self._filled.wait()
         self._filled.clear()
+        self.taken_since = self._waiting_since
         pending, self._pending = self._pending, {}
         return list(_updates(pending))
 

@@ -13,6 +13,7 @@ from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.event_log import EventLog, described, described_error
 from manifest_cache.fetch_plan import FetchPlan
 from manifest_cache.manifest import ParsedManifest
+from manifest_cache.metrics import DOUBTS
 from manifest_cache.models import Instance, Manifest, Module, Source, Tombstone, utc_now
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY, Settlement, new_module
@@ -143,6 +144,7 @@ class Ledger:
             was = {"doubt": source.doubt}
             if source.doubt is None:
                 source.since = self.now
+                DOUBTS.labels(name).inc()
             logger.warning("doubted source=%s: %s", name, reason)
             source.doubt = reason
             self._log.source("registry.doubted", source, was)

@@ -20,6 +20,7 @@ from manifest_cache.doubt import Accept, Beliefs, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.inbox import Inbox
+from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
 from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistry
 from manifest_cache.settings import CacheSettings
@@ -104,21 +105,27 @@ class Synchronizer:
 
     async def _write_changes(self) -> None:
         while True:
-            updates = await self._next_updates()
+            heard_at, updates = await self._next_updates()
             if updates:
                 applied = await self._patiently("write changes", self._store.apply, updates)
+                STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
                 self._begin_fetches(applied.due)
 
-    async def _next_updates(self) -> list[Update]:
-        """What registries told, as far as it is believed, or what is believed now without new word."""
+    async def _next_updates(self) -> tuple[float, list[Update]]:
+        """What registries told, as far as it is believed, or what is believed now without new word.
+
+        Before it the time, on the monotonic clock, since when the first of it is known.
+        """
         ends_at = self._beliefs.doubt_ends_at
         try:
             async with asyncio.timeout(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
                 told = await self._inbox.take()
         except TimeoutError:
-            return self._beliefs.look_again(time.monotonic())
-        return [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+            now = time.monotonic()
+            return now, self._beliefs.look_again(now)
+        updates = [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+        return self._inbox.taken_since, updates
 
     async def _take_acceptances(self) -> None:
         """Believes what an operator says is to be believed."""
@@ -227,8 +234,10 @@ class Synchronizer:
         backoff = Backoff(shortest=0.05, longest=5.0)
         while True:
             try:
-                return await self._thread.call(function, *args, **kwargs)
+                with DATABASE_SECONDS.labels(what).time():
+                    return await self._thread.call(function, *args, **kwargs)
             except StoreUnavailable as exc:
+                DATABASE_FAILURES.inc()
                 pause = backoff.next()
                 logger.warning("cannot %s retry_in=%.1fs: %s", what, pause, exc)
                 await asyncio.sleep(pause)
