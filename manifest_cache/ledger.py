@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 _CONTACT_RESOLUTION = timedelta(seconds=5)
 _REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Of how many instances the manifest is fetched now, was pushed, or waits until the instance is well."""
+
+    asked: int
+    pushed: int
+    not_well: int
 
 
 class Ledger:
@@ -311,6 +321,21 @@ class Ledger:
             was={"manifest_error": was},
             is_={"manifest_error": described_error(row)},
         )
+
+    def refresh(self, module: str) -> Refresh | None:
+        """Has all instances of a module asked that can be; None if there is no such module."""
+        self._load([module])
+        if module not in self._module_named:
+            return None
+        rows = self._instances_of[module]
+        before = [(row, described(row)) for row in rows]
+        asked = self._fetches.ask_now(rows)
+        for row, was in before:
+            # Of one whose last fetch failed it is seen when it is tried again.
+            if self._log.difference("instance.changed", was, row):
+                row.last_changed = self.now
+        pushed = sum(row.manifest_pushed for row in rows)
+        return Refresh(asked=asked, pushed=pushed, not_well=len(rows) - asked - pushed)
 
     def ask_again(self, row: Instance) -> None:
         """Notes that an instance that was just asked has to be asked once more."""

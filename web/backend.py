@@ -12,6 +12,7 @@ from flask import Flask, current_app
 from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.push import PushRegistry
 from manifest_cache.reader import Reader, Snapshot
+from manifest_cache.store import Store
 from web.push_guard import PushGuard
 from web.settings import Settings
 
@@ -52,6 +53,12 @@ class Backend:
         """The push registry. Raises SchemaMismatch or StoreUnavailable."""
         with self._checked() as database:
             yield PushRegistry(database, self.settings)
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """What asks the synchronizer for something. Raises SchemaMismatch or StoreUnavailable."""
+        with self._checked() as database:
+            yield Store(database, self.settings)
 
     def check(self) -> None:
         """Raises SchemaMismatch or StoreUnavailable where the cache cannot be read."""

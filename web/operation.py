@@ -102,17 +102,39 @@ class WriteEndpoint(Endpoint):
     """
 
     def __call__(self, **path: str) -> Response:
-        backend().push_guard.check(request)
+        self._check_caller()
         return super().__call__(**path)
 
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         body = {} if self.operation.body is None else {"document": parsing.document_of(request)}
-        with backend().push() as registry:
-            answer, index = self._function(registry=registry, **arguments, **body)
+        answer, index = self._change({**arguments, **body})
         response = self._respond(answer)
         response.headers[INDEX_HEADER] = str(index)
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    def _check_caller(self) -> None:
+        backend().push_guard.check(request)
+
+    def _change(self, arguments: Mapping[str, Any]) -> tuple[BaseModel | None, int]:
+        with backend().push() as registry:
+            changed: tuple[BaseModel | None, int] = self._function(registry=registry, **arguments)
+            return changed
+
+
+class RequestEndpoint(WriteEndpoint):
+    """Asks the synchronizer for something, through the `store` that the view gets.
+
+    Who may not push may not ask either, but push need not be among the registries.
+    """
+
+    def _check_caller(self) -> None:
+        backend().push_guard.check_caller(request)
+
+    def _change(self, arguments: Mapping[str, Any]) -> tuple[BaseModel | None, int]:
+        with backend().store() as store:
+            changed: tuple[BaseModel | None, int] = self._function(store=store, **arguments)
+            return changed
 
 
 def read(**described: Any) -> Callable[[View], ReadEndpoint]:
@@ -130,6 +152,17 @@ def read(**described: Any) -> Callable[[View], ReadEndpoint]:
 
 def write(**described: Any) -> Callable[[View], WriteEndpoint]:
     """Makes a view an operation that changes the push registry."""
+    operation = _writing(described)
+    return lambda function: WriteEndpoint(operation, function)
+
+
+def asking(**described: Any) -> Callable[[View], RequestEndpoint]:
+    """Makes a view an operation that asks the synchronizer for something."""
+    operation = _writing(described)
+    return lambda function: RequestEndpoint(operation, function)
+
+
+def _writing(described: dict[str, Any]) -> Operation:
     of_body = _OF_A_BODY if described.get("body") else ()
     problems = (
         *described.pop("problems", ()),
@@ -138,8 +171,7 @@ def write(**described: Any) -> Callable[[View], WriteEndpoint]:
         *_OF_EVERY_REQUEST,
         *_OF_THE_DATABASE,
     )
-    operation = Operation(**described, problems=problems, headers=(INDEX_HEADER,), needs_token=True)
-    return lambda function: WriteEndpoint(operation, function)
+    return Operation(**described, problems=problems, headers=(INDEX_HEADER,), needs_token=True)
 
 
 def plain(**described: Any) -> Callable[[View], Endpoint]:

@@ -598,6 +598,19 @@ class BeatTaken(_Answered):
     heartbeat_interval: float = Field(description="In how many seconds the next one is expected.")
 
 
+class RefreshAsked(_Answered):
+    """What was asked for, and what cannot be."""
+
+    module: str
+    asked: int = Field(description="Of how many instances the manifest is fetched now.")
+    pushed: int = Field(description="How many pushed their manifest: none is fetched from them.")
+    not_well: int = Field(
+        description="How many are critical or in maintenance: they are asked once they are well."
+    )
+    detail: str = Field(description="The same as a sentence.")
+    index: Index
+
+
 class Alive(_Answered):
     status: Literal["ok"]
 
