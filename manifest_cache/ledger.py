@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.event_log import EventLog, described, described_error
@@ -131,6 +132,9 @@ class Ledger:
         if change.complete:
             known = select(Instance.module).where(Instance.source == change.source).distinct()
             names.update(self._connection.execute(known).scalars())
+            # Those that this transaction added are not stored yet.
+            added = (row for rows in self._instances_of.values() for row in rows)
+            names.update(row.module for row in added if row.source == change.source)
         return names
 
     def health(self, row: Instance, health: Health) -> None:
@@ -260,6 +264,18 @@ class Ledger:
         self._instances.remove(rows, "key")
         source.instances -= len(rows)
 
+    def forget(self, name: str, reason: str) -> tuple[int, int]:
+        """Removes a module that has no instances; returns how many manifests and tombstones went with it."""
+        self._load([name])
+        module = self._module_named.pop(name)
+        self._log.add("module.forgotten", module=name, was=_remembered_of(module), reason=reason)
+        gone = [
+            self._connection.execute(delete(table).where(col(table.module) == name)).rowcount
+            for table in (Manifest, Tombstone)
+        ]
+        self._modules.remove([module], "name")
+        return gone[0], gone[1]
+
     # What manifests say
 
     def known_manifest(self, row: Instance, parsed: ParsedManifest, etag: str | None) -> None:
@@ -382,6 +398,11 @@ def _is(row: Instance, source: str, key: InstanceKey) -> bool:
 
 def _key(row: Instance | Tombstone) -> InstanceKey:
     return InstanceKey(row.module, row.node, row.id)
+
+
+def _remembered_of(module: Module) -> dict[str, Any]:
+    """What a module without instances was."""
+    return {name: getattr(module, name) for name in ("status", "version", "digest", "title")}
 
 
 def _epitaph(row: Instance) -> dict[str, Any]:

@@ -31,3 +31,10 @@ DATABASE_FAILURES = Counter(
     "Transactions of the synchronizer that the database could not serve; each is tried again.",
 )
 DOUBTS = Counter("lictor_doubts_total", "How often a source began to be doubted.", ["source"])
+EVENTS_DELETED = Counter("lictor_events_deleted_total", "Events that were deleted for their age.")
+MANIFESTS_COLLECTED = Counter(
+    "lictor_manifests_collected_total", "Manifests that were deleted because nothing told of them any longer."
+)
+MODULES_FORGOTTEN = Counter(
+    "lictor_modules_forgotten_total", "Modules that were forgotten because they had no instance for long."
+)

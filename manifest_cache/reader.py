@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import String, cast, func, or_
@@ -156,6 +157,17 @@ class Snapshot:
         order = col(Manifest.first_seen).desc(), col(Manifest.digest)
         return self._session.exec(query.order_by(*order).limit(limit)).all()
 
+    @cached_property
+    def oldest_event(self) -> Event | None:
+        """The first line of the log that is kept; None if there was none yet."""
+        return self._session.exec(select(Event).order_by(col(Event.index)).limit(1)).first()
+
+    @property
+    def retained_after(self) -> int:
+        """The index after which the log is complete: 0 as long as nothing was removed from it."""
+        oldest = self.oldest_event
+        return oldest.index - 1 if oldest is not None and oldest.index else 0
+
     def events(
         self,
         *,
@@ -165,7 +177,10 @@ class Snapshot:
         types: Collection[str] = (),
         newest_first: bool = False,
     ) -> Sequence[Event]:
-        """Lines of the log with an index above `after`, in the order of the index or against it."""
+        """Lines of the log with an index above `after`, in the order of the index or against it.
+
+        Where `after` is below `retained_after`, lines are missing at the beginning.
+        """
         query = select(Event).where(col(Event.index) > after)
         if module is not None:
             query = query.where(Event.module == module)

@@ -68,6 +68,18 @@ class CacheSettings(DiscoverySettings):
         ge=0,
         description="How long a registry must go on telling of far fewer instances before it is believed.",
     )
+    event_retention: Duration = Field(
+        default=90 * 86400.0,
+        ge=1,
+        description="How long events are kept. Manifests that neither an event nor a module or instance "
+        "tells of any longer go with them.",
+    )
+    forget_after: Duration = Field(
+        default=7 * 86400.0,
+        ge=1,
+        description="How long a module without instances is kept, as `unavailable` with its last manifest, "
+        "and how long instances that are gone are remembered.",
+    )
     heartbeat_interval: Duration = Field(
         default=30.0,
         ge=0.1,

@@ -19,6 +19,7 @@ from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.doubt import Accept, Beliefs, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
+from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
 from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
 from manifest_cache.models import utc_now
@@ -86,6 +87,8 @@ class Synchronizer:
                 group.create_task(self._fetch_due(), name="fetch")
                 group.create_task(self._take_acceptances(), name="take acceptances")
                 group.create_task(self._notice_commits(), name="notice commits")
+                keeper = Housekeeping(self._database, self._settings)
+                group.create_task(keeper.run(), name="keep house")
                 if "push" in self._settings.registries:
                     group.create_task(self._expire(), name="expire")
         finally:

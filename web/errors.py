@@ -13,6 +13,7 @@ Problem                             type                        status
 ├── UnknownPath                     unknown-path                404
 ├── WrongMethod                     wrong-method                405
 ├── NotAcceptable                   not-acceptable              406
+├── EventsGone                      events-gone                 410
 ├── BodyTooLarge                    body-too-large              413
 ├── WrongContentType                wrong-content-type          415
 ├── InvalidBody                     invalid-body                422
@@ -22,7 +23,8 @@ Problem                             type                        status
 
 A body has `type` (`/problems/` and the word above: a page that explains it), `title`, `status` and
 `detail`; `errors` where single parameters or fields are faulty, each with `parameter` or `field`
-and a `message`; `near` beside an unknown module. More members may come, none of these goes.
+and a `message`; `near` beside an unknown module, `oldest` beside events that are gone. More members
+may come, none of these goes.
 """
 
 from __future__ import annotations
@@ -191,6 +193,17 @@ class NotAcceptable(Problem):
     title = "The answer does not come in that form"
     meaning = "The header `Accept` leaves out every form in which this path answers."
     advice = "Ask for `application/json`, or leave `Accept` away."
+
+
+class EventsGone(Problem):
+    slug, status = "events-gone", 410
+    title = "Events behind this index are not kept any longer"
+    meaning = "The log is asked for from an index on behind which events were deleted for their age."
+    advice = (
+        "Read the modules anew, and go on with the events after the index of that answer. `after=0` asks for "
+        "all events that are kept; `oldest` is the index of the first of them. LICTOR_EVENT_RETENTION says "
+        "how long they are kept."
+    )
 
 
 class BodyTooLarge(Problem):

@@ -645,3 +645,4 @@ class ProblemBody(_Answered):
     detail: str = Field(description="What is wrong with this request, and what to do.")
     errors: list[FaultyPart] = Field(default_factory=list, description="Every faulty parameter or field.")
     near: list[str] = Field(default_factory=list, description="Names of modules like the one asked for.")
+    oldest: int = Field(default=0, description="The index of the oldest event that is kept.")

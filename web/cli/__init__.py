@@ -30,6 +30,7 @@ _COMMANDS = {
     "validate": "web.cli.validate",
     "refresh": "web.cli.refresh",
     "accept": "web.cli.accept",
+    "forget": "web.cli.forget",
     "migrate": "web.cli.migrate",
     "doctor": "web.cli.doctor",
 }
