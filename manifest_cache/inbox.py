@@ -14,6 +14,7 @@ from manifest_cache.doubt import Accept
 @dataclass(slots=True)
 class _Pending:
     complete: bool = False
+    doubt: str | None = None
     present: dict[InstanceKey, ServiceInstance] = field(default_factory=dict)
     gone: set[InstanceKey] = field(default_factory=set)
     heard: bool = False
@@ -56,7 +57,7 @@ class Inbox:
 
     @staticmethod
     def _merge(pending: _Pending, change: Change) -> None:
-        pending.heard, pending.lost = True, None
+        pending.heard, pending.lost, pending.doubt = True, None, change.doubt
         if change.complete:
             pending.complete = True
             pending.present.clear()
@@ -77,6 +78,7 @@ def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost | Accept]:
                 present=tuple(held.present.values()),
                 gone=() if held.complete else tuple(held.gone),
                 complete=held.complete,
+                doubt=held.doubt,
             )
         if held.accept is not None:
             yield held.accept
