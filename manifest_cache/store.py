@@ -87,6 +87,11 @@ class Store:
             keys[source].add(InstanceKey(module, node, id_))
         return keys
 
+    def sources(self) -> list[str]:
+        """The names of all sources that were ever heard of."""
+        with self._database.read() as session:
+            return list(session.exec(select(Source.name)))
+
     def accept_requests(self) -> list[str]:
         """The sources that an operator wants believed."""
         with self._database.read() as session:

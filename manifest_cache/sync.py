@@ -7,12 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeVar
 
 from discovery.backoff import Backoff
-from discovery.base import InstanceKey, Watcher
-from discovery.consul import ConsulWatcher
+from discovery.base import InstanceKey, Lost, Watcher
 from discovery.consul_config import ConsulConfig
 from discovery.follow import follow
 from manifest_cache.database import Database, StoreUnavailable
@@ -24,6 +24,7 @@ from manifest_cache.inbox import Inbox
 from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
 from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistry
+from manifest_cache.registries import Registries
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import FetchJob, Outcome, Store
 from manifest_cache.writer_thread import WriterThread
@@ -56,7 +57,7 @@ class Synchronizer:
         self._database = Database(settings.database_url)
         self._store = Store(self._database, settings)
         self._push = PushRegistry(self._database, settings)
-        self._watchers = _watchers(settings, consul)
+        self._registries = Registries(settings, consul)
         self._inbox = Inbox()
         self._beliefs = Beliefs(settings.max_drop, settings.doubt)
         self._due = asyncio.Event()
@@ -80,8 +81,7 @@ class Synchronizer:
                 asyncio.TaskGroup() as self._group,
             ):
                 group = self._group
-                for watcher in self._watchers:
-                    group.create_task(self._follow(watcher), name=f"follow {watcher.source}")
+                group.create_task(self._follow_registries(), name="follow registries")
                 group.create_task(self._write_changes(), name="write changes")
                 group.create_task(self._write_outcomes(), name="write outcomes")
                 group.create_task(self._fetch_due(), name="fetch")
@@ -100,6 +100,15 @@ class Synchronizer:
         await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
         await self._patiently("extend leases", self._push.extend)
         self._beliefs.start_from(await self._patiently("read instances", self._store.believed))
+
+    async def _follow_registries(self) -> None:
+        known = await self._patiently("read sources", self._store.sources)
+        async with aclosing(self._registries.watchers(known)) as watchers:
+            async for one in watchers:
+                if isinstance(one, Lost):
+                    self._inbox.put(one)
+                else:
+                    self._group.create_task(self._follow(one), name=f"follow {one.source}")
 
     async def _follow(self, watcher: Watcher) -> None:
         logger.info("following source=%s", watcher.source)
@@ -254,14 +263,6 @@ async def _wait(event: asyncio.Event, until: datetime | None) -> None:
             await event.wait()
     except TimeoutError:
         pass
-
-
-def _watchers(settings: CacheSettings, consul: ConsulConfig | None) -> list[Watcher]:
-    if "consul" not in settings.registries:
-        return []
-    if consul is None:
-        raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
-    return [ConsulWatcher(consul, tag=settings.module_tag)]
 
 
 def _fetch_config(settings: CacheSettings) -> FetchConfig:
