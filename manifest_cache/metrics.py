@@ -38,3 +38,9 @@ MANIFESTS_COLLECTED = Counter(
 MODULES_FORGOTTEN = Counter(
     "lictor_modules_forgotten_total", "Modules that were forgotten because they had no instance for long."
 )
+
+LEADER = Gauge("lictor_leader", "Whether this synchronizer leads (1) or stands by (0).")
+
+LEADERSHIP_CHANGES = Counter(
+    "lictor_leadership_changes_total", "How often this synchronizer took the lead or gave it up."
+)

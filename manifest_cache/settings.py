@@ -19,6 +19,11 @@ class CacheSettings(DiscoverySettings):
         description="Where the cache is kept: `sqlite:///FILE` (four slashes for an absolute path) or "
         "`postgresql://USER:PASSWORD@HOST/NAME`.",
     )
+    leader_key: str = Field(
+        default="lictor/leader",
+        pattern=r"^[\w.-]+(/[\w.-]+)*$",
+        description="The key in Consul that the leading synchronizer locks: one for each cache.",
+    )
     manifest_path: str = Field(
         default="/manifest",
         pattern=r"^/",

@@ -1,4 +1,4 @@
-"""The synchronizer: follows registries, fetches manifests, writes both down; the one daemon that does."""
+"""The synchronizer: follows registries, fetches manifests, writes both down while it leads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 from discovery.backoff import Backoff
 from discovery.base import InstanceKey, Lost, Watcher
 from discovery.consul_config import ConsulConfig
+from discovery.consul_lock import ConsulLock
 from discovery.follow import follow
-from manifest_cache.database import Database, StoreUnavailable
+from manifest_cache.database import Database, FencedDatabase, StoreUnavailable
 from manifest_cache.doubt import Accept, Beliefs, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
+from manifest_cache.leadership import Election, own_name
 from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
 from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistry
@@ -46,15 +48,47 @@ _BATCH = 500
 
 
 class Synchronizer:
-    """Keeps a database in step with the registries that `settings` name.
+    """Keeps a database in step with the registries that `settings` name, or stands by while another does.
 
     `consul` says how to reach Consul; it may be None where `consul` is not among the registries.
     The database must have the current schema.
     """
 
     def __init__(self, settings: CacheSettings, consul: ConsulConfig | None) -> None:
+        if consul is None and "consul" in settings.registries:
+            raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
         self._settings = settings
-        self._database = Database(settings.database_url)
+        self._consul = consul if "consul" in settings.registries else None
+
+    async def run(self) -> None:
+        """Runs until it is cancelled, and ends within two seconds then.
+
+        Raises SchemaMismatch. Whatever else fails is logged and tried again.
+        """
+        database = Database(self._settings.database_url)
+        name = own_name()
+        try:
+            await Election(database, self._lock(name), name).run(self._lead)
+        finally:
+            database.close()
+
+    def _lock(self, name: str) -> ConsulLock | None:
+        if self._consul is None:
+            return None
+        return ConsulLock(self._consul, key=self._settings.leader_key, holder=name)
+
+    async def _lead(self, database: FencedDatabase) -> None:
+        await Term(self._settings, self._consul, database).run()
+
+
+class Term:
+    """The time in which this process leads: all that a synchronizer does for the cache, it does in one."""
+
+    def __init__(
+        self, settings: CacheSettings, consul: ConsulConfig | None, database: FencedDatabase
+    ) -> None:
+        self._settings = settings
+        self._database = database
         self._store = Store(self._database, settings)
         self._push = PushRegistry(self._database, settings)
         self._registries = Registries(settings, consul)
@@ -69,9 +103,10 @@ class Synchronizer:
         self._outcomes: asyncio.Queue[tuple[FetchJob, Outcome]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Runs until it is cancelled, and ends within two seconds then.
+        """Runs until it is cancelled, and ends within a second then.
 
-        Raises SchemaMismatch at the start. Whatever fails later is logged and tried again.
+        Raises SchemaMismatch at the start, and Fenced when another has taken the lead. Whatever else
+        fails is logged and tried again.
         """
         self._thread = WriterThread("lictor database")
         try:
@@ -93,7 +128,6 @@ class Synchronizer:
                     group.create_task(self._expire(), name="expire")
         finally:
             self._thread.close(_CLOSING)
-            self._database.close()
 
     async def _begin(self) -> None:
         await self._patiently("check the schema", self._database.check_schema)
