@@ -83,12 +83,12 @@ def test_lictor_may_read_all_and_register_nothing_but_itself(lictor: ConsulClien
 
 
 def test_lictor_may_lead(lictor: ConsulClient) -> None:
-    def lock() -> ConsulLock:
-        nonlocal made
-        made = ConsulLock(lictor.config, key="lictor/leader", holder="me")
-        made.seek(had_it=True)
-        return made
+    made: list[ConsulLock] = []
 
-    made: ConsulLock | None = None
-    with Beside(lambda: lock().run()):
-        eventually(lambda: made is not None and made.held)
+    async def hold() -> None:
+        made.append(ConsulLock(lictor.config, key="lictor/leader", holder="me"))
+        made[0].seek(had_it=True)
+        await made[0].run()
+
+    with Beside(hold):
+        eventually(lambda: made and made[0].held)
