@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flask import Flask, current_app
 
+from manifest_cache.commit_signal import CommitWatch
 from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.push import PushRegistry
 from manifest_cache.reader import Reader, Snapshot
@@ -37,6 +38,7 @@ class Backend:
         self._owner = 0
         self._of_parents: list[Database] = []
         self._schema_is_right = False
+        self._before_close: list[Callable[[], None]] = []
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -60,6 +62,10 @@ class Backend:
         with self._checked() as database:
             yield Store(database, self.settings)
 
+    def watch(self) -> CommitWatch:
+        """Wakes at each commit of any process. Raises StoreUnavailable."""
+        return self._own_database().watch()
+
     def check(self) -> None:
         """Raises SchemaMismatch or StoreUnavailable where the cache cannot be read."""
         self._schema_is_right = False
@@ -68,10 +74,16 @@ class Backend:
 
     def close(self) -> None:
         """Closes this process's connections; the next use opens new ones."""
+        for close in self._before_close:
+            close()
         with self._lock:
             if self._database is not None and self._owner == os.getpid():
                 self._database.close()
             self._database = None
+
+    def before_close(self, close: Callable[[], None]) -> None:
+        """Has whatever uses the database by itself end first."""
+        self._before_close.append(close)
 
     @contextmanager
     def _checked(self) -> Iterator[Database]:

@@ -19,6 +19,7 @@ Problem                             type                        status
 ├── InvalidBody                     invalid-body                422
 ├── InternalError                   internal-error              500
 ├── DatabaseUnavailable             database-unavailable        503
+├── TooManyWatchers                 too-many-watchers           503
 └── WrongSchema                     wrong-schema                503
 
 A body has `type` (`/problems/` and the word above: a page that explains it), `title`, `status` and
@@ -246,6 +247,16 @@ class DatabaseUnavailable(Problem):
     advice = "Try again after `Retry-After` seconds; `lictor doctor` shows what is wrong."
 
 
+class TooManyWatchers(Problem):
+    slug, status = "too-many-watchers", 503
+    title = "Too many requests wait already"
+    meaning = "As many requests wait for a change as this process may hold."
+    advice = (
+        "Try again after `Retry-After` seconds, or ask without `index` and `wait`. LICTOR_MAX_WATCHERS is "
+        "the bound; the limit of open files (`ulimit -n`) may lower it."
+    )
+
+
 class WrongSchema(Problem):
     slug, status = "wrong-schema", 503
     title = "The database has another schema"
@@ -281,10 +292,7 @@ def register(app: Flask) -> None:
 
 def _answer(error: Exception) -> Response:
     problem = _problem_of(error)
-    response = _page(problem) if _wants_page() else _document(problem)
-    response.headers.extend(problem.headers)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return _page(problem) if _wants_page() else document(problem)
 
 
 def _problem_of(error: Exception) -> Problem:
@@ -322,13 +330,20 @@ def _problem_of_http(error: HTTPException) -> Problem:
     return BadRequest(error.description or BadRequest.meaning)
 
 
-def _document(problem: Problem) -> Response:
-    return Response(json.dumps(problem.body()) + "\n", problem.status, content_type=MEDIA_TYPE)
+def document(problem: Problem) -> Response:
+    """The answer to a program."""
+    response = Response(json.dumps(problem.body()) + "\n", problem.status, content_type=MEDIA_TYPE)
+    response.headers.extend(problem.headers)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _page(problem: Problem) -> Response:
     page = render_template("problem.html", kind=problem, detail=problem.detail, **problem.members)
-    return Response(page, problem.status)
+    response = Response(page, problem.status)
+    response.headers.extend(problem.headers)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _wants_page() -> bool:

@@ -155,6 +155,10 @@ def _described(endpoint: str, operation: Operation) -> dict[str, Any]:
     }
     if operation.description:
         described["description"] = operation.description
+    described["parameters"] += [
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        for name, text in operation.request_headers.items()
+    ]
     if operation.conditional:
         described["parameters"].append(_IF_NONE_MATCH)
         described["responses"]["304"] = {
@@ -194,6 +198,9 @@ def _answer(operation: Operation) -> dict[str, Any]:
         answer["content"] = {JSON: {"schema": _ref(operation.answer)}}
     elif operation.schema is not None:
         answer["content"] = {JSON: {"schema": dict(operation.schema)}}
+    for media in operation.media:
+        if "content" in answer:
+            answer["content"].setdefault(media, {"schema": {"type": "string"}})
     headers = (*operation.headers, *(_OF_READS if operation.conditional else ()))
     if headers:
         answer["headers"] = _headers(headers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -43,6 +43,8 @@ class Operation:
     headers: tuple[str, ...] = ()
     problems: tuple[type[Problem], ...] = field(default=())
     conditional: bool = False
+    media: tuple[str, ...] = (JSON,)
+    request_headers: Mapping[str, str] = field(default_factory=dict)
     needs_token: bool = False
 
 
@@ -55,7 +57,7 @@ class Endpoint:
         functools.update_wrapper(self, function)
 
     def __call__(self, **path: str) -> Response:
-        _check_accept()
+        _check_accept(self.operation.media)
         arguments = dict(parsing.path_of(self.operation.path, path))
         query = parsing.query_of(self.operation.query, request.args)
         if self.operation.query not in _OF_ANY:
@@ -65,7 +67,9 @@ class Endpoint:
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         return self._respond(self._function(**arguments))
 
-    def _respond(self, answer: BaseModel | bytes | None) -> Response:
+    def _respond(self, answer: BaseModel | Response | bytes | None) -> Response:
+        if isinstance(answer, Response):
+            return answer
         if isinstance(answer, BaseModel):
             return Response(
                 answer.model_dump_json(exclude_unset=True), self.operation.status, content_type=JSON
@@ -144,6 +148,7 @@ def read(**described: Any) -> Callable[[View], ReadEndpoint]:
         errors.TooStale,
         *_OF_EVERY_REQUEST,
         *_OF_THE_DATABASE,
+        *_OF_WAITING,
     )
     query = described.pop("query", ReadQuery)
     operation = Operation(**described, query=query, problems=problems, conditional=True)
@@ -184,11 +189,15 @@ def plain(**described: Any) -> Callable[[View], Endpoint]:
 _OF_ANY = (NoParameters, ReadQuery)
 _OF_EVERY_REQUEST = (errors.BadParameter, errors.BadRequest, NotAcceptable, errors.InternalError)
 _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
+_OF_WAITING = (errors.TooManyWatchers,)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
 _OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
 
 
-def _check_accept() -> None:
+def _check_accept(media: Sequence[str]) -> None:
     accepted = request.accept_mimetypes
-    if accepted and not accepted.best_match([JSON]):
-        raise NotAcceptable(f"The answer comes as {JSON}, which the header Accept ({accepted}) leaves out.")
+    if accepted and not accepted.best_match(media):
+        offered = " or ".join(media)
+        raise NotAcceptable(
+            f"The answer comes as {offered}, which the header Accept ({accepted}) leaves out."
+        )

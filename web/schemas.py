@@ -28,6 +28,7 @@ from web.parsing import Flag, Whole
 
 MOST_ITEMS = 1000
 LARGEST_INDEX = 2**63 - 1
+LONGEST_WAIT = 600
 
 Status = Literal["available", "degraded", "unavailable"]
 HealthWord = Literal["passing", "warning", "critical", "maintenance"]
@@ -152,7 +153,25 @@ class NoParameters(_Asked):
     """A path or query without parameters."""
 
 
-class ReadQuery(_Asked):
+class WaitQuery(_Asked):
+    """What makes a read wait."""
+
+    index: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_INDEX,
+        description="Holds the answer until the index has passed this one, as a blocking query of Consul: "
+        "pass what `X-Lictor-Index` said.",
+    )
+    wait: Annotated[float | None, _within(0, LONGEST_WAIT)] = Field(
+        default=None,
+        description="How long the answer may be held: a number of seconds or a duration such as `30s`, 10m "
+        "at most and 5m where it is missing, and up to a sixteenth more.",
+        json_schema_extra=_short_duration,
+    )
+
+
+class ReadQuery(WaitQuery):
     """What every read of the cache may be asked."""
 
     max_stale: Annotated[float | None, _within(0, _MONTH)] = Field(
