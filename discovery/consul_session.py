@@ -58,6 +58,7 @@ class Session:
         self._unnamed = False
         self._first_pass: set[str] | None = None
         self._doubtful: set[str] = set()
+        self._reading = 0
         self._told_all = False
         self._told_at = 0.0
         self._told_doubt: str | None = None
@@ -183,26 +184,32 @@ class Session:
     @property
     def _is_settled(self) -> bool:
         """Whether all that follows from what the watches said has been read."""
-        return not (self._moved.is_set() or self._searching or self._to_read)
+        return not (self._moved.is_set() or self._searching or self._to_read or self._reading)
 
     async def _read_services(self) -> None:
         while True:
             name = await self._to_read.take()
+            self._reading += 1
             try:
                 answer = await self._queries.read(service_path(name))
             except Stalled:
                 self._to_read.first([name])
                 raise
-            if self._mirror.is_behind(name, answer.index):
-                raise IndexWentBack(service_path(name))
-            if self._queries.is_doubtful(service_path(name)):
-                self._doubtful.add(name)
-            else:
-                self._doubtful.discard(name)
-            altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
-            if self._first_pass is not None:
-                self._first_pass.discard(name)
-            await self._tell(altered, gone)
+            finally:
+                self._reading -= 1
+            await self._take_service(name, answer)
+
+    async def _take_service(self, name: str, answer: Answer) -> None:
+        if self._mirror.is_behind(name, answer.index):
+            raise IndexWentBack(service_path(name))
+        if self._queries.is_doubtful(service_path(name)):
+            self._doubtful.add(name)
+        else:
+            self._doubtful.discard(name)
+        altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
+        if self._first_pass is not None:
+            self._first_pass.discard(name)
+        await self._tell(altered, gone)
 
     # What is asked besides
 
@@ -221,8 +228,13 @@ class Session:
 
     # What is told
 
+    @property
+    def _doubt(self) -> str | None:
+        """Why what is told is not sure: what an answer that is sure again names has still to be read."""
+        return self._queries.doubt or (None if self._is_settled else self._told_doubt)
+
     async def _tell(self, altered: Iterable[ServiceInstance], gone: Iterable[InstanceKey] = ()) -> None:
-        present, gone, doubt = tuple(altered), tuple(gone), self._queries.doubt
+        present, gone, doubt = tuple(altered), tuple(gone), self._doubt
         if self._told_all:
             # Without news, a sign of life now and then is enough.
             silent = time.monotonic() - self._told_at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from discovery.durations import parse_duration
@@ -22,6 +23,9 @@ def _split(value: Any) -> Any:
 
 CommaSeparated = BeforeValidator(_split)
 """Reads `a,b` into a sequence."""
+
+LOCAL, ALL = "local", "all"
+"""Words for several datacenters of Consul, in place of their names."""
 
 RegistryName = Literal["consul", "push"]
 
@@ -42,6 +46,35 @@ class DiscoverySettings(BaseSettings):
     module_tag: str = Field(
         default="module", min_length=1, description="The tag that makes a Consul service a module."
     )
+
+    consul_datacenters: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = Field(
+        default=("local",),
+        min_length=1,
+        description="Which of Consul's datacenters are followed: `local` (the agent's own), a list "
+        "`dc1,dc2`, or `all` that the agent knows, new ones as they appear.",
+    )
+    consul_max_staleness: Duration = Field(
+        default=10.0,
+        gt=0,
+        description="How long ago a Consul server may have heard from its leader and still be believed; "
+        "otherwise the leader is asked.",
+    )
+    anti_entropy: Duration = Field(
+        default=300.0,
+        gt=0,
+        description="How often all that is known of Consul is compared with it, besides the watches.",
+    )
+
+    @field_validator("consul_datacenters")
+    @classmethod
+    def _named_datacenters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of datacenters, each once; a word for several stands alone."""
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"{name!r} is no name of a datacenter")
+        if len(names) > 1 and {LOCAL, ALL}.intersection(names):
+            raise ValueError(f"`{LOCAL}` and `{ALL}` stand alone: leave them away or name every datacenter")
+        return tuple(dict.fromkeys(names))
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -9,16 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy import Connection, bindparam, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
+from manifest_cache.models import UTCDateTime, utc_now
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before it gives up."""
+
+IDLE_TIMEOUT = 20.0
+"""Seconds after which PostgreSQL ends a transaction of a writer that does nothing in it: it may be paused."""
 
 _KEPT_CONNECTIONS = 5
 
@@ -28,7 +32,8 @@ class StoreError(Exception):
 
     StoreError
     ├── StoreUnavailable    away, locked, read-only or full: try again later
-    └── SchemaMismatch      its schema is older or newer than this program's
+    ├── SchemaMismatch      its schema is older or newer than this program's
+    └── Fenced              another synchronizer has taken the lead since
     """
 
 
@@ -42,6 +47,10 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The schema is not the one that this program works with; the message says what to run."""
+
+
+class Fenced(StoreError):
+    """The writer led once, and another leads since: nothing was written."""
 
 
 class Database:
@@ -111,6 +120,7 @@ class Database:
         with _translated_faults():
             with self._writing() as connection:
                 noticed = time.monotonic()
+                self._may_write(connection)
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
                 yield session
                 session.flush()
@@ -119,6 +129,9 @@ class Database:
                     self._give_notice(noticed)
             if not quiet:
                 self._signal.after_commit()
+
+    def _may_write(self, connection: Connection) -> None:
+        """Whoever holds the writers' lock may: a FencedDatabase is stricter."""
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -178,6 +191,31 @@ class Database:
             )
 
 
+class FencedDatabase(Database):
+    """The database of one who leads: it takes writes only while `token` is the newest one.
+
+    That is asked in the transaction of each write, so a leader that slept through its successor's
+    election cannot write on waking: `write` raises Fenced. The question renews the leader's lease.
+    It shares the connections of the database that it was made from, which is the one to close.
+    """
+
+    def __init__(self, database: Database, token: int) -> None:
+        vars(self).update(vars(database))
+        self.token = token
+
+    def _may_write(self, connection: Connection) -> None:
+        # A lease that this renews is seen by others only after the commit, and so cannot be
+        # taken away in the middle of a long transaction.
+        renewed = connection.execute(_RENEW, {"token": self.token, "now": utc_now()})
+        if renewed.rowcount != 1:
+            raise Fenced(f"the lead was taken over: the token {self.token} is not the newest one any more")
+
+
+_RENEW = text("UPDATE leadership SET renewed_at = :now WHERE token = :token").bindparams(
+    bindparam("now", type_=UTCDateTime)
+)
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # Transactions are begun by _begin alone: the driver's own way never begins one for a read.
     connection.isolation_level = None
@@ -209,8 +247,11 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
     elif write:
         connection.execute(
-            text("SELECT set_config('lock_timeout', :milliseconds, true)"),
-            {"milliseconds": str(int(BUSY_TIMEOUT * 1000))},
+            text(
+                "SELECT set_config('lock_timeout', :lock, true), "
+                "set_config('idle_in_transaction_session_timeout', :idle, true)"
+            ),
+            {"lock": str(int(BUSY_TIMEOUT * 1000)), "idle": str(int(IDLE_TIMEOUT * 1000))},
         )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,7 +54,9 @@ class Picture:
     Presence is believed at once. Absence is doubted when more than the share `max_drop` of the
     believed instances (and at least five) are missing at once, or when a complete change tells of
     none at all; it is believed when that has been so for `patience` seconds, without the source
-    being lost meanwhile, or when an operator says so.
+    being lost meanwhile, or when an operator says so. While the source itself is not sure of what
+    it tells, any absence is doubted; where it has been unsure for longer than `patience` (a token
+    that may not read everything, say) that is its way, and it is judged like any other.
 
     Times are seconds of a monotonic clock.
     """
@@ -65,9 +68,14 @@ class Picture:
     _told: set[InstanceKey] = field(default_factory=set)
     _complete: bool = False
     _doubted_since: float | None = None
+    _unsure: str | None = None
+    _unsure_since: float = 0.0
 
     def hear(self, change: Change, now: float) -> Verdict:
         """Takes a change that the source told."""
+        if change.doubt is not None and self._unsure is None:
+            self._unsure_since = now
+        self._unsure = change.doubt
         if change.complete:
             self._complete = True
             self._told.clear()
@@ -81,12 +89,13 @@ class Picture:
     def look_again(self, now: float, *, accept: bool = False) -> Verdict:
         """Judges anew what the source told last; `accept` if an operator believes it."""
         if accept and self._complete:
+            self._unsure_since = -math.inf
             return self._believe(())
         return self._judge((), now, empty=not self._told)
 
     def lose(self) -> None:
         """The source was lost: what it confirms has to be confirmed from the beginning."""
-        self._doubted_since = None
+        self._doubted_since = self._unsure = None
 
     @property
     def doubted_until(self) -> float | None:
@@ -99,13 +108,15 @@ class Picture:
             return Verdict(Change(source=self.source, present=present), Trusted(self.source))
         missing = self.believed - self._told
         too_many = len(missing) >= AT_LEAST and len(missing) > self.max_drop * len(self.believed)
-        if not missing or not (too_many or empty):
+        unsure = self._unsure if now - self._unsure_since < self.patience else None
+        if not missing or not (too_many or empty or unsure):
             return self._believe(present)
         if self._doubted_since is None:
             self._doubted_since = now
         if now - self._doubted_since >= self.patience:
             return self._believe(present)
-        reason = f"{len(missing)} of {len(self.believed)} instances are missing at once"
+        reason = f"{len(missing)} of {len(self.believed)} instances are missing"
+        reason = f"{unsure}: {reason}" if unsure else f"{reason} at once"
         self.believed.update(instance.key for instance in present)
         return Verdict(Change(source=self.source, present=present), Doubted(self.source, reason))
 

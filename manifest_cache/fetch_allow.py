@@ -55,10 +55,11 @@ class FetchAllow:
     """Judges addresses by the networks that are allowed.
 
     Link-local addresses and those of metadata services are never allowed by a network that is
-    wider than the address itself.
+    wider than the address itself. `setting` is what a refusal names as the place to allow more.
     """
 
-    def __init__(self, networks: Sequence[Network]) -> None:
+    def __init__(self, networks: Sequence[Network], setting: str = "LICTOR_FETCH_ALLOW") -> None:
+        self._setting = setting
         self._networks = tuple(networks)
         self._single = tuple(one for one in networks if one.num_addresses == 1)
 
@@ -69,14 +70,14 @@ class FetchAllow:
             if any(judged in network for network in self._single):
                 return None
             return (
-                f"{address} is a link-local address or that of a metadata service, and such are not fetched "
-                f"from unless LICTOR_FETCH_ALLOW names {judged}/{judged.max_prefixlen} itself"
+                f"{address} is a link-local address or that of a metadata service, and such are not asked "
+                f"unless {self._setting} names {judged}/{judged.max_prefixlen} itself"
             )
         if any(judged in network for network in self._networks):
             return None
         return (
-            f"{address} is in none of the networks of LICTOR_FETCH_ALLOW: add its network there if modules "
-            "run in it"
+            f"{address} is in none of the networks of {self._setting}: add its network there if it is "
+            "to be reached"
         )
 
 

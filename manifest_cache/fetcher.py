@@ -10,31 +10,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
-import os
 import re
-import socket
 import ssl
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
-import h11
-
 from discovery import __version__
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
 from manifest_cache import metrics
+from manifest_cache.dialer import Dialer, ExchangeFailed, translated_errors
 from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError, quoted
-from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, Network, Resolve, SystemResolver
-from manifest_cache.http_get import Answer, Connection, connect
+from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, Network, Resolve
+from manifest_cache.http_exchange import Answer, Connection
+from manifest_cache.http_url import HttpURL
 from manifest_cache.manifest import ParsedManifest, parse_manifest
-from manifest_cache.manifest_url import ManifestURL, manifest_url
+from manifest_cache.manifest_url import manifest_url
 
 # Larger documents are parsed in a thread, so that no other fetch waits for them.
 _PARSED_IN_PLACE = 32 * 1024
@@ -94,10 +92,12 @@ class ManifestFetcher:
 
     def __init__(self, config: FetchConfig, resolve: Resolve | None = None) -> None:
         self.config = config
-        self._tls = _tls(config)
-        self._allow = FetchAllow(config.allow)
-        self._system = SystemResolver()
-        self._resolve = resolve or self._system
+        self._dialer = Dialer(
+            FetchAllow(config.allow),
+            tls=_tls(config),
+            connect_timeout=config.connect_timeout,
+            resolve=resolve,
+        )
         self._parser = _Parser()
         self._places = asyncio.Semaphore(config.concurrency)
         # An entry lives as long as a fetch holds or awaits it.
@@ -109,7 +109,7 @@ class ManifestFetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._system.close()
+        self._dialer.close()
 
     async def fetch(self, instance: ServiceInstance, *, etag: str | None = None) -> Fetched | NotModified:
         """The instance's manifest, or word that it is still the one known under `etag`.
@@ -142,58 +142,24 @@ class ManifestFetcher:
         async with places_of_host, self._places:
             yield
 
-    async def _document(self, url: ManifestURL, etag: str | None) -> _Document | NotModified:
+    async def _document(self, url: HttpURL, etag: str | None) -> _Document | NotModified:
         progress = _Progress()
         try:
             async with asyncio.timeout(self.config.deadline):
-                connection = await self._connect(url)
+                connection = await self._dialer.connect(url)
                 try:
-                    with translated_errors(str(url)):
+                    with translated_errors():
                         return await self._exchange(connection, url, etag, progress)
                 finally:
                     connection.close()
+        except ExchangeFailed as error:
+            raise FetchFailed(error.type, error.reason, url=str(url)) from error
         except TimeoutError:
             reason = f"not complete after {self.config.deadline:g} seconds: {progress}"
             raise FetchFailed("timeout", reason, url=str(url)) from None
 
-    async def _connect(self, url: ManifestURL) -> Connection:
-        """A connection to the first of the host's addresses that takes one."""
-        tls = self._tls if url.scheme == "https" else None
-        for address in (addresses := await self._addresses(url)):
-            try:
-                async with asyncio.timeout(self.config.connect_timeout):
-                    return await connect(address, url.port, tls=tls, host=url.host)
-            except OSError as error:
-                if address == addresses[-1]:
-                    raise self._not_connected(url, error) from error
-        raise FetchFailed("unreachable", "no connection: the name has no address", url=str(url))
-
-    async def _addresses(self, url: ManifestURL) -> list[str]:
-        """The host's addresses that may be connected to.
-
-        They are asked for once, and what was judged is what is connected to: a name that leads
-        elsewhere a moment later is not followed there.
-        """
-        try:
-            found = [url.host] if url.is_ip else await self._resolve(url.host)
-        except OSError as error:
-            raise self._not_connected(url, error) from error
-        refusals = {address: self._allow.refusal(address) for address in found}
-        allowed = [address for address, refusal in refusals.items() if refusal is None]
-        if found and not allowed:
-            raise FetchFailed("not-allowed", "; ".join(filter(None, refusals.values())), url=str(url))
-        return allowed
-
-    def _not_connected(self, url: ManifestURL, error: OSError) -> FetchFailed:
-        if isinstance(error, TimeoutError):
-            reason = f"no connection after {self.config.connect_timeout:g} seconds"
-            return FetchFailed("timeout", reason, url=str(url))
-        if isinstance(error, ssl.SSLError):
-            return FetchFailed("tls", f"no TLS connection: {_said_by(error)}", url=str(url))
-        return FetchFailed("unreachable", f"no connection: {_said_by(error)}", url=str(url))
-
     async def _exchange(
-        self, connection: Connection, url: ManifestURL, etag: str | None, progress: _Progress
+        self, connection: Connection, url: HttpURL, etag: str | None, progress: _Progress
     ) -> _Document | NotModified:
         headers = [("Host", url.authority), *_HEADERS]
         if etag is not None:
@@ -331,31 +297,6 @@ def _refuse_all_but_documents(answer: Answer, url: str) -> None:
     said = f"{status} {http.client.responses.get(status, '')}".strip()
     advice = _ADVICE.get(status, "a manifest comes with 200 OK")
     raise FetchFailed("http-status", f"answered {said}: {advice}", url=url, status=status)
-
-
-@contextmanager
-def translated_errors(url: str) -> Iterator[None]:
-    """The one border at which what breaks an exchange becomes ours.
-
-    `OSError` covers sockets and `ssl`; h11 raises what it cannot make sense of in an answer.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = f"the connection broke before the answer was complete ({_said_by(error)})"
-        raise FetchFailed("bad-response", reason, url=url) from error
-    except h11.ProtocolError as error:
-        reason = f"the answer is not complete HTTP: {quoted(str(error), 200)}"
-        raise FetchFailed("bad-response", reason, url=url) from error
-
-
-def _said_by(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
-        # asyncio words these itself, with the address in Python's own notation.
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
 
 
 def _tls(config: FetchConfig) -> ssl.SSLContext:

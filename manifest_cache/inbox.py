@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from manifest_cache.doubt import Accept
 @dataclass(slots=True)
 class _Pending:
     complete: bool = False
+    doubt: str | None = None
     present: dict[InstanceKey, ServiceInstance] = field(default_factory=dict)
     gone: set[InstanceKey] = field(default_factory=set)
     heard: bool = False
@@ -27,10 +29,15 @@ class Inbox:
     """
 
     def __init__(self) -> None:
+        self.taken_since = 0.0
+        """Since when the first of the updates that were taken last had waited, on the monotonic clock."""
+        self._waiting_since = 0.0
         self._pending: dict[str, _Pending] = {}
         self._filled = asyncio.Event()
 
     def put(self, update: Change | Lost | Accept) -> None:
+        if not self._pending:
+            self._waiting_since = time.monotonic()
         pending = self._pending.setdefault(update.source, _Pending())
         if isinstance(update, Lost):
             pending.lost = update
@@ -44,12 +51,13 @@ class Inbox:
         """All that waits, at least one update."""
         await self._filled.wait()
         self._filled.clear()
+        self.taken_since = self._waiting_since
         pending, self._pending = self._pending, {}
         return list(_updates(pending))
 
     @staticmethod
     def _merge(pending: _Pending, change: Change) -> None:
-        pending.heard, pending.lost = True, None
+        pending.heard, pending.lost, pending.doubt = True, None, change.doubt
         if change.complete:
             pending.complete = True
             pending.present.clear()
@@ -70,6 +78,7 @@ def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost | Accept]:
                 present=tuple(held.present.values()),
                 gone=() if held.complete else tuple(held.gone),
                 complete=held.complete,
+                doubt=held.doubt,
             )
         if held.accept is not None:
             yield held.accept

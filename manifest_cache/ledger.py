@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.event_log import EventLog, described, described_error
 from manifest_cache.fetch_plan import FetchPlan
 from manifest_cache.manifest import ParsedManifest
+from manifest_cache.metrics import DOUBTS
 from manifest_cache.models import Instance, Manifest, Module, Source, Tombstone, utc_now
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY, Settlement, new_module
@@ -22,6 +25,15 @@ logger = logging.getLogger(__name__)
 
 _CONTACT_RESOLUTION = timedelta(seconds=5)
 _REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Of how many instances the manifest is fetched now, was pushed, or waits until the instance is well."""
+
+    asked: int
+    pushed: int
+    not_well: int
 
 
 class Ledger:
@@ -120,6 +132,9 @@ class Ledger:
         if change.complete:
             known = select(Instance.module).where(Instance.source == change.source).distinct()
             names.update(self._connection.execute(known).scalars())
+            # Those that this transaction added are not stored yet.
+            added = (row for rows in self._instances_of.values() for row in rows)
+            names.update(row.module for row in added if row.source == change.source)
         return names
 
     def health(self, row: Instance, health: Health) -> None:
@@ -143,6 +158,7 @@ class Ledger:
             was = {"doubt": source.doubt}
             if source.doubt is None:
                 source.since = self.now
+                DOUBTS.labels(name).inc()
             logger.warning("doubted source=%s: %s", name, reason)
             source.doubt = reason
             self._log.source("registry.doubted", source, was)
@@ -248,6 +264,18 @@ class Ledger:
         self._instances.remove(rows, "key")
         source.instances -= len(rows)
 
+    def forget(self, name: str, reason: str) -> tuple[int, int]:
+        """Removes a module that has no instances; returns how many manifests and tombstones went with it."""
+        self._load([name])
+        module = self._module_named.pop(name)
+        self._log.add("module.forgotten", module=name, was=_remembered_of(module), reason=reason)
+        gone = [
+            self._connection.execute(delete(table).where(col(table.module) == name)).rowcount
+            for table in (Manifest, Tombstone)
+        ]
+        self._modules.remove([module], "name")
+        return gone[0], gone[1]
+
     # What manifests say
 
     def known_manifest(self, row: Instance, parsed: ParsedManifest, etag: str | None) -> None:
@@ -310,6 +338,21 @@ class Ledger:
             is_={"manifest_error": described_error(row)},
         )
 
+    def refresh(self, module: str) -> Refresh | None:
+        """Has all instances of a module asked that can be; None if there is no such module."""
+        self._load([module])
+        if module not in self._module_named:
+            return None
+        rows = self._instances_of[module]
+        before = [(row, described(row)) for row in rows]
+        asked = self._fetches.ask_now(rows)
+        for row, was in before:
+            # Of one whose last fetch failed it is seen when it is tried again.
+            if self._log.difference("instance.changed", was, row):
+                row.last_changed = self.now
+        pushed = sum(row.manifest_pushed for row in rows)
+        return Refresh(asked=asked, pushed=pushed, not_well=len(rows) - asked - pushed)
+
     def ask_again(self, row: Instance) -> None:
         """Notes that an instance that was just asked has to be asked once more."""
         self._fetches.ask_now([row])
@@ -355,6 +398,11 @@ def _is(row: Instance, source: str, key: InstanceKey) -> bool:
 
 def _key(row: Instance | Tombstone) -> InstanceKey:
     return InstanceKey(row.module, row.node, row.id)
+
+
+def _remembered_of(module: Module) -> dict[str, Any]:
+    """What a module without instances was."""
+    return {name: getattr(module, name) for name in ("status", "version", "digest", "title")}
 
 
 def _epitaph(row: Instance) -> dict[str, Any]:

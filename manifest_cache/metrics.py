@@ -15,3 +15,32 @@ FETCH_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 FETCHES_IN_FLIGHT = Gauge("lictor_manifest_fetches_in_flight", "Fetches of manifests that are under way.")
+STORING_SECONDS = Histogram(
+    "lictor_change_storing_seconds",
+    "How long after a registry told of a change it was stored: the lag of the synchronizer.",
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300),
+)
+DATABASE_SECONDS = Histogram(
+    "lictor_database_seconds",
+    "How long the synchronizer's transactions took, by what they do.",
+    ["what"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+DATABASE_FAILURES = Counter(
+    "lictor_database_failures_total",
+    "Transactions of the synchronizer that the database could not serve; each is tried again.",
+)
+DOUBTS = Counter("lictor_doubts_total", "How often a source began to be doubted.", ["source"])
+EVENTS_DELETED = Counter("lictor_events_deleted_total", "Events that were deleted for their age.")
+MANIFESTS_COLLECTED = Counter(
+    "lictor_manifests_collected_total", "Manifests that were deleted because nothing told of them any longer."
+)
+MODULES_FORGOTTEN = Counter(
+    "lictor_modules_forgotten_total", "Modules that were forgotten because they had no instance for long."
+)
+
+LEADER = Gauge("lictor_leader", "Whether this synchronizer leads (1) or stands by (0).")
+
+LEADERSHIP_CHANGES = Counter(
+    "lictor_leadership_changes_total", "How often this synchronizer took the lead or gave it up."
+)

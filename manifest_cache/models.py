@@ -213,3 +213,21 @@ class PushLease(SQLModel, table=True):
     reported: Health = Field(sa_type=Text)
     note: str = ""
     lapsed: bool = False
+
+
+class Leadership(SQLModel, table=True):
+    """Which synchronizer leads, in one row; no reader of the cache is told, so it has no events.
+
+    `token` grows with each one that takes the lead, and who writes with an older one is refused.
+    `holder` is None while nobody leads. `locks` names those locks that the leader has held since it
+    leads: whoever gets one of them knows that it was lost. `renewed_at` moves while the leader lives.
+    """
+
+    __tablename__ = "leadership"
+
+    id: int = Field(default=1, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    token: int = 0
+    holder: str | None = None
+    since: datetime | None = _maybe_moment()
+    renewed_at: datetime | None = _maybe_moment()
+    locks: list[str] = Field(default_factory=list, sa_type=JSON)

@@ -19,6 +19,11 @@ class CacheSettings(DiscoverySettings):
         description="Where the cache is kept: `sqlite:///FILE` (four slashes for an absolute path) or "
         "`postgresql://USER:PASSWORD@HOST/NAME`.",
     )
+    leader_key: str = Field(
+        default="lictor/leader",
+        pattern=r"^[\w.-]+(/[\w.-]+)*$",
+        description="The key in Consul that the leading synchronizer locks: one for each cache.",
+    )
     manifest_path: str = Field(
         default="/manifest",
         pattern=r"^/",
@@ -67,6 +72,18 @@ class CacheSettings(DiscoverySettings):
         default=120.0,
         ge=0,
         description="How long a registry must go on telling of far fewer instances before it is believed.",
+    )
+    event_retention: Duration = Field(
+        default=90 * 86400.0,
+        ge=1,
+        description="How long events are kept. Manifests that neither an event nor a module or instance "
+        "tells of any longer go with them.",
+    )
+    forget_after: Duration = Field(
+        default=7 * 86400.0,
+        ge=1,
+        description="How long a module without instances is kept, as `unavailable` with its last manifest, "
+        "and how long instances that are gone are remembered.",
     )
     heartbeat_interval: Duration = Field(
         default=30.0,

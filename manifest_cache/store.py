@@ -15,7 +15,7 @@ from manifest_cache.database import Database
 from manifest_cache.doubt import Doubted, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
-from manifest_cache.ledger import Ledger
+from manifest_cache.ledger import Ledger, Refresh
 from manifest_cache.models import Instance, Source, utc_now
 from manifest_cache.settings import CacheSettings
 
@@ -87,6 +87,11 @@ class Store:
             keys[source].add(InstanceKey(module, node, id_))
         return keys
 
+    def sources(self) -> list[str]:
+        """The names of all sources that were ever heard of."""
+        with self._database.read() as session:
+            return list(session.exec(select(Source.name)))
+
     def accept_requests(self) -> list[str]:
         """The sources that an operator wants believed."""
         with self._database.read() as session:
@@ -100,6 +105,17 @@ class Store:
             for row in wanted:
                 row.accept_requested = True
             return [row.name for row in wanted]
+
+    def request_refresh(self, module: str) -> tuple[Refresh, int] | None:
+        """Has the manifests of a module's instances fetched now, by whichever process is to do it.
+
+        Returns of how many, and the index; None if there is no such module.
+        """
+        with self._database.write() as session:
+            ledger = Ledger(session, self._settings)
+            refresh = ledger.refresh(module)
+            index = ledger.close()
+            return None if refresh is None else (refresh, index)
 
     def apply_fetches(self, outcomes: Sequence[tuple[FetchJob, Outcome]]) -> int:
         """Writes what became of fetches; returns the index.

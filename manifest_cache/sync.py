@@ -1,4 +1,4 @@
-"""The synchronizer: follows registries, fetches manifests, writes both down; the one daemon that does."""
+"""The synchronizer: follows registries, fetches manifests, writes both down while it leads."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeVar
 
 from discovery.backoff import Backoff
-from discovery.base import InstanceKey, Watcher
-from discovery.consul import ConsulWatcher
+from discovery.base import InstanceKey, Lost, Watcher
 from discovery.consul_config import ConsulConfig
+from discovery.consul_lock import ConsulLock
 from discovery.follow import follow
-from manifest_cache.database import Database, StoreUnavailable
+from manifest_cache.database import Database, FencedDatabase, StoreUnavailable
 from manifest_cache.doubt import Accept, Beliefs, Update
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
+from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
+from manifest_cache.leadership import Election, own_name
+from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
 from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistry
+from manifest_cache.registries import Registries
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import FetchJob, Outcome, Store
 from manifest_cache.writer_thread import WriterThread
@@ -43,18 +48,50 @@ _BATCH = 500
 
 
 class Synchronizer:
-    """Keeps a database in step with the registries that `settings` name.
+    """Keeps a database in step with the registries that `settings` name, or stands by while another does.
 
     `consul` says how to reach Consul; it may be None where `consul` is not among the registries.
     The database must have the current schema.
     """
 
     def __init__(self, settings: CacheSettings, consul: ConsulConfig | None) -> None:
+        if consul is None and "consul" in settings.registries:
+            raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
         self._settings = settings
-        self._database = Database(settings.database_url)
+        self._consul = consul if "consul" in settings.registries else None
+
+    async def run(self) -> None:
+        """Runs until it is cancelled, and ends within two seconds then.
+
+        Raises SchemaMismatch. Whatever else fails is logged and tried again.
+        """
+        database = Database(self._settings.database_url)
+        name = own_name()
+        try:
+            await Election(database, self._lock(name), name).run(self._lead)
+        finally:
+            database.close()
+
+    def _lock(self, name: str) -> ConsulLock | None:
+        if self._consul is None:
+            return None
+        return ConsulLock(self._consul, key=self._settings.leader_key, holder=name)
+
+    async def _lead(self, database: FencedDatabase) -> None:
+        await Term(self._settings, self._consul, database).run()
+
+
+class Term:
+    """The time in which this process leads: all that a synchronizer does for the cache, it does in one."""
+
+    def __init__(
+        self, settings: CacheSettings, consul: ConsulConfig | None, database: FencedDatabase
+    ) -> None:
+        self._settings = settings
+        self._database = database
         self._store = Store(self._database, settings)
         self._push = PushRegistry(self._database, settings)
-        self._watchers = _watchers(settings, consul)
+        self._registries = Registries(settings, consul)
         self._inbox = Inbox()
         self._beliefs = Beliefs(settings.max_drop, settings.doubt)
         self._due = asyncio.Event()
@@ -66,9 +103,10 @@ class Synchronizer:
         self._outcomes: asyncio.Queue[tuple[FetchJob, Outcome]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Runs until it is cancelled, and ends within two seconds then.
+        """Runs until it is cancelled, and ends within a second then.
 
-        Raises SchemaMismatch at the start. Whatever fails later is logged and tried again.
+        Raises SchemaMismatch at the start, and Fenced when another has taken the lead. Whatever else
+        fails is logged and tried again.
         """
         self._thread = WriterThread("lictor database")
         try:
@@ -78,24 +116,33 @@ class Synchronizer:
                 asyncio.TaskGroup() as self._group,
             ):
                 group = self._group
-                for watcher in self._watchers:
-                    group.create_task(self._follow(watcher), name=f"follow {watcher.source}")
+                group.create_task(self._follow_registries(), name="follow registries")
                 group.create_task(self._write_changes(), name="write changes")
                 group.create_task(self._write_outcomes(), name="write outcomes")
                 group.create_task(self._fetch_due(), name="fetch")
                 group.create_task(self._take_acceptances(), name="take acceptances")
                 group.create_task(self._notice_commits(), name="notice commits")
+                keeper = Housekeeping(self._database, self._settings)
+                group.create_task(keeper.run(), name="keep house")
                 if "push" in self._settings.registries:
                     group.create_task(self._expire(), name="expire")
         finally:
             self._thread.close(_CLOSING)
-            self._database.close()
 
     async def _begin(self) -> None:
         await self._patiently("check the schema", self._database.check_schema)
         await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
         await self._patiently("extend leases", self._push.extend)
         self._beliefs.start_from(await self._patiently("read instances", self._store.believed))
+
+    async def _follow_registries(self) -> None:
+        known = await self._patiently("read sources", self._store.sources)
+        async with aclosing(self._registries.watchers(known)) as watchers:
+            async for one in watchers:
+                if isinstance(one, Lost):
+                    self._inbox.put(one)
+                else:
+                    self._group.create_task(self._follow(one), name=f"follow {one.source}")
 
     async def _follow(self, watcher: Watcher) -> None:
         logger.info("following source=%s", watcher.source)
@@ -104,21 +151,27 @@ class Synchronizer:
 
     async def _write_changes(self) -> None:
         while True:
-            updates = await self._next_updates()
+            heard_at, updates = await self._next_updates()
             if updates:
                 applied = await self._patiently("write changes", self._store.apply, updates)
+                STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
                 self._begin_fetches(applied.due)
 
-    async def _next_updates(self) -> list[Update]:
-        """What registries told, as far as it is believed, or what is believed now without new word."""
+    async def _next_updates(self) -> tuple[float, list[Update]]:
+        """What registries told, as far as it is believed, or what is believed now without new word.
+
+        Before it the time, on the monotonic clock, since when the first of it is known.
+        """
         ends_at = self._beliefs.doubt_ends_at
         try:
             async with asyncio.timeout(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
                 told = await self._inbox.take()
         except TimeoutError:
-            return self._beliefs.look_again(time.monotonic())
-        return [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+            now = time.monotonic()
+            return now, self._beliefs.look_again(now)
+        updates = [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+        return self._inbox.taken_since, updates
 
     async def _take_acceptances(self) -> None:
         """Believes what an operator says is to be believed."""
@@ -227,8 +280,10 @@ class Synchronizer:
         backoff = Backoff(shortest=0.05, longest=5.0)
         while True:
             try:
-                return await self._thread.call(function, *args, **kwargs)
+                with DATABASE_SECONDS.labels(what).time():
+                    return await self._thread.call(function, *args, **kwargs)
             except StoreUnavailable as exc:
+                DATABASE_FAILURES.inc()
                 pause = backoff.next()
                 logger.warning("cannot %s retry_in=%.1fs: %s", what, pause, exc)
                 await asyncio.sleep(pause)
@@ -242,14 +297,6 @@ async def _wait(event: asyncio.Event, until: datetime | None) -> None:
             await event.wait()
     except TimeoutError:
         pass
-
-
-def _watchers(settings: CacheSettings, consul: ConsulConfig | None) -> list[Watcher]:
-    if "consul" not in settings.registries:
-        return []
-    if consul is None:
-        raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
-    return [ConsulWatcher(consul, tag=settings.module_tag)]
 
 
 def _fetch_config(settings: CacheSettings) -> FetchConfig:

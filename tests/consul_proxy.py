@@ -75,10 +75,12 @@ class ConsulProxy:
             self._closing.wait(60)
             handler.close_connection = True
             return
-        if meddling.status is None:
-            status, headers, body = self._forward(handler.path)
-        else:
-            status, headers, body = meddling.status, {}, b""
+        try:
+            real = self._forward(handler.path) if meddling.status is None else None
+        except (OSError, http.client.HTTPException):
+            handler.close_connection = True  # Consul ended, or broke the connection: so do we.
+            return
+        status, headers, body = real or (meddling.status or 0, {}, b"")
         self._send(handler, status, {**headers, **meddling.headers}, meddling.body or body)
 
     def _forward(self, target: str) -> tuple[int, dict[str, str], bytes]:

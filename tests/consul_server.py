@@ -277,6 +277,26 @@ class ConsulServer(RunningConsul):
         self.kill()
 
 
+def federate(one: ConsulServer, other: ConsulServer) -> None:
+    """Joins two datacenters; returns once each knows the other."""
+    with one.client() as client, other.client() as far:
+        (member,) = [
+            member
+            for member in client.query("/v1/agent/members", params={"wan": 1}).data
+            if member["Name"].endswith(client.agent_self().data["Config"]["Datacenter"])
+        ]
+        far.send(
+            Call(
+                method="PUT",
+                path=f"/v1/agent/join/{member['Addr']}:{member['Port']}",
+                params=[("wan", "1")],
+                parse=lambda reply: None,
+            )
+        )
+        for knowing in (client, far):
+            eventually(lambda knowing=knowing: len(knowing.catalog_datacenters().data) == 2)  # type: ignore[misc]
+
+
 def put_json(path: str, body: Mapping[str, Any]) -> Call[Any]:
     content = json.dumps(body).encode()
     return Call(method="PUT", path=path, content=content, parse=lambda reply: json.loads(reply.body))

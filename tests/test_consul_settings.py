@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from discovery.consul_client import ConsulClient
+from discovery.consul_lock import ConsulLock
 from discovery.errors import PermissionDenied
-from tests.consul_server import ConsulServer, consul_binary
+from tests.consul_server import ConsulServer, consul_binary, eventually
+from tests.watching import Beside
 
 SETTINGS = Path(__file__).resolve().parent.parent / "consul"
 
@@ -68,14 +70,25 @@ def test_a_module_may_register_itself_and_nobody_else(module: ConsulClient, lict
     assert lictor.health_service("financial").data == []
 
 
-def test_lictor_may_read_all_and_lead_but_register_nothing(lictor: ConsulClient) -> None:
+def test_lictor_may_read_all_and_register_nothing_but_itself(lictor: ConsulClient) -> None:
     assert "consul" in lictor.catalog_services().data
     assert lictor.catalog_nodes().data
     assert lictor.health_state("passing").data
     assert lictor.agent_self().data["Config"]["Datacenter"] == "dc1"
-    session = lictor.api.session.create(ttl=10)
-    assert lictor.api.kv.put("lictor/leader", "me", acquire=session)
+    for name in ("financial", "lictor-2"):
+        with pytest.raises(PermissionDenied):
+            lictor.register({"Name": name})
     with pytest.raises(PermissionDenied):
         lictor.api.kv.put("elsewhere", "me")
-    with pytest.raises(PermissionDenied):
-        lictor.register({"Name": "financial"})
+
+
+def test_lictor_may_lead(lictor: ConsulClient) -> None:
+    made: list[ConsulLock] = []
+
+    async def hold() -> None:
+        made.append(ConsulLock(lictor.config, key="lictor/leader", holder="me"))
+        made[0].seek(had_it=True)
+        await made[0].run()
+
+    with Beside(hold):
+        eventually(lambda: made and made[0].held)

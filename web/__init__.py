@@ -23,7 +23,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imported here, so that the command answers without Flask where it needs none.
     from flask import Flask
 
-    from web import api, backend, errors, exposition, health, observation, openapi, pages, read_cache
+    from web import (
+        api,
+        backend,
+        errors,
+        exposition,
+        health,
+        observation,
+        openapi,
+        pages,
+        read_cache,
+        waiting,
+    )
     from web.settings import Settings
 
     settings = settings or Settings.load()
@@ -41,4 +52,5 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.install(app)
     read_cache.install(app)
     observation.install(app)
+    waiting.install(app)
     return app

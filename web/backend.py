@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flask import Flask, current_app
 
+from manifest_cache.commit_signal import CommitWatch
 from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.push import PushRegistry
 from manifest_cache.reader import Reader, Snapshot
-from web.module_parts import ModuleParts
+from manifest_cache.store import Store
 from web.push_guard import PushGuard
 from web.settings import Settings
 
@@ -32,12 +33,12 @@ class Backend:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.push_guard = PushGuard(settings)
-        self.module_parts = ModuleParts(settings.read_cache_bytes)
         self._lock = threading.Lock()
         self._database: Database | None = None
         self._owner = 0
         self._of_parents: list[Database] = []
         self._schema_is_right = False
+        self._before_close: list[Callable[[], None]] = []
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -55,6 +56,16 @@ class Backend:
         with self._checked() as database:
             yield PushRegistry(database, self.settings)
 
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """What asks the synchronizer for something. Raises SchemaMismatch or StoreUnavailable."""
+        with self._checked() as database:
+            yield Store(database, self.settings)
+
+    def watch(self) -> CommitWatch:
+        """Wakes at each commit of any process. Raises StoreUnavailable."""
+        return self._own_database().watch()
+
     def check(self) -> None:
         """Raises SchemaMismatch or StoreUnavailable where the cache cannot be read."""
         self._schema_is_right = False
@@ -63,10 +74,16 @@ class Backend:
 
     def close(self) -> None:
         """Closes this process's connections; the next use opens new ones."""
+        for close in self._before_close:
+            close()
         with self._lock:
             if self._database is not None and self._owner == os.getpid():
                 self._database.close()
             self._database = None
+
+    def before_close(self, close: Callable[[], None]) -> None:
+        """Has whatever uses the database by itself end first."""
+        self._before_close.append(close)
 
     @contextmanager
     def _checked(self) -> Iterator[Database]:

@@ -13,17 +13,19 @@ Problem                             type                        status
 ├── UnknownPath                     unknown-path                404
 ├── WrongMethod                     wrong-method                405
 ├── NotAcceptable                   not-acceptable              406
+├── EventsGone                      events-gone                 410
 ├── BodyTooLarge                    body-too-large              413
 ├── WrongContentType                wrong-content-type          415
 ├── InvalidBody                     invalid-body                422
 ├── InternalError                   internal-error              500
 ├── DatabaseUnavailable             database-unavailable        503
-├── WrongSchema                     wrong-schema                503
-└── TooStale                        too-stale                   503
+├── TooManyWatchers                 too-many-watchers           503
+└── WrongSchema                     wrong-schema                503
 
 A body has `type` (`/problems/` and the word above: a page that explains it), `title`, `status` and
 `detail`; `errors` where single parameters or fields are faulty, each with `parameter` or `field`
-and a `message`; `near` beside an unknown module. More members may come, none of these goes.
+and a `message`; `near` beside an unknown module, `oldest` beside events that are gone. More members
+may come, none of these goes.
 """
 
 from __future__ import annotations
@@ -194,6 +196,17 @@ class NotAcceptable(Problem):
     advice = "Ask for `application/json`, or leave `Accept` away."
 
 
+class EventsGone(Problem):
+    slug, status = "events-gone", 410
+    title = "Events behind this index are not kept any longer"
+    meaning = "The log is asked for from an index on behind which events were deleted for their age."
+    advice = (
+        "Read the modules anew, and go on with the events after the index of that answer. `after=0` asks for "
+        "all events that are kept; `oldest` is the index of the first of them. LICTOR_EVENT_RETENTION says "
+        "how long they are kept."
+    )
+
+
 class BodyTooLarge(Problem):
     slug, status = "body-too-large", 413
     title = "The body is too large"
@@ -234,6 +247,16 @@ class DatabaseUnavailable(Problem):
     advice = "Try again after `Retry-After` seconds; `lictor doctor` shows what is wrong."
 
 
+class TooManyWatchers(Problem):
+    slug, status = "too-many-watchers", 503
+    title = "Too many requests wait already"
+    meaning = "As many requests wait for a change as this process may hold."
+    advice = (
+        "Try again after `Retry-After` seconds, or ask without `index` and `wait`. LICTOR_MAX_WATCHERS is "
+        "the bound; the limit of open files (`ulimit -n`) may lower it."
+    )
+
+
 class WrongSchema(Problem):
     slug, status = "wrong-schema", 503
     title = "The database has another schema"
@@ -269,10 +292,7 @@ def register(app: Flask) -> None:
 
 def _answer(error: Exception) -> Response:
     problem = _problem_of(error)
-    response = _page(problem) if _wants_page() else _document(problem)
-    response.headers.extend(problem.headers)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return _page(problem) if _wants_page() else document(problem)
 
 
 def _problem_of(error: Exception) -> Problem:
@@ -310,13 +330,20 @@ def _problem_of_http(error: HTTPException) -> Problem:
     return BadRequest(error.description or BadRequest.meaning)
 
 
-def _document(problem: Problem) -> Response:
-    return Response(json.dumps(problem.body()) + "\n", problem.status, content_type=MEDIA_TYPE)
+def document(problem: Problem) -> Response:
+    """The answer to a program."""
+    response = Response(json.dumps(problem.body()) + "\n", problem.status, content_type=MEDIA_TYPE)
+    response.headers.extend(problem.headers)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _page(problem: Problem) -> Response:
     page = render_template("problem.html", kind=problem, detail=problem.detail, **problem.members)
-    return Response(page, problem.status)
+    response = Response(page, problem.status)
+    response.headers.extend(problem.headers)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _wants_page() -> bool:

@@ -1,14 +1,17 @@
 """gunicorn's settings: Lictor's in, module variables of gunicorn's names out.
 
-`gunicorn -c python:web.gunicorn_config` serves Lictor. Threads (gthread) keep connections alive and
-wait for the database at the same time; `reuse_port` gives each worker a queue of its own, so that
-the kernel spreads kept-alive connections evenly, where otherwise one worker may get them all.
+`gunicorn -c python:web.gunicorn_config` serves Lictor. Threads keep connections alive and wait for
+the database at the same time, and requests that wait for a change need none (`web.worker`).
+`reuse_port` gives each worker a queue of its own, so that the kernel spreads kept-alive connections
+evenly, where otherwise one worker may get them all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -42,11 +45,20 @@ def on_starting(server: Any) -> None:
     Another server with `reuse_port` would share the port, and answer some of the requests.
     """
     _check_address()
+    _raise_file_limit()
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals)
 
 
 def post_worker_init(worker: Any) -> None:
     _release_signals()
+
+
+def _raise_file_limit() -> None:
+    """Everyone who waits is an open file: as many as this user may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
@@ -124,10 +136,11 @@ bind = _settings.bind
 reuse_port = _settings.host_port is not None
 backlog = 2048
 
-worker_class = "gthread"
+worker_class = "web.worker.WaitingWorker"
 workers = _settings.workers
 threads = _settings.threads
-worker_connections = 1000
+# Those who wait come back all at once when they are answered.
+worker_connections = _settings.max_watchers + 1000
 # In memory where there is such a place: on a slow disk a heartbeat file can hold a worker up.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 

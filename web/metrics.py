@@ -5,7 +5,7 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS = Histogram(
     "lictor_http_request_duration_seconds",
@@ -18,4 +18,16 @@ READ_CACHE = Counter(
     "lictor_read_cache_total",
     "Reads: from kept bytes (hit), made anew (miss), or left to the application (passed).",
     ["outcome"],
+)
+
+WATCHERS = Gauge(
+    "lictor_watchers",
+    "Requests that wait for a change: blocking queries, long polls of the event log, event streams.",
+    ["kind"],
+    multiprocess_mode="livesum",
+)
+STREAMS_DROPPED = Counter(
+    "lictor_streams_dropped_total",
+    "Event streams that were ended because the client did not read; they can resume.",
+    ["reason"],
 )

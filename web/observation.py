@@ -87,7 +87,8 @@ class _RequestIds:
 
     def __next__(self) -> str:
         if self._owner != os.getpid():
-            self._owner = os.getpid()
             self._beginning = os.urandom(8).hex()
             self._numbers = itertools.count(1)
+            # Last, for another thread may look meanwhile.
+            self._owner = os.getpid()
         return f"{self._beginning}-{next(self._numbers)}"

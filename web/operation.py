@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -43,6 +43,8 @@ class Operation:
     headers: tuple[str, ...] = ()
     problems: tuple[type[Problem], ...] = field(default=())
     conditional: bool = False
+    media: tuple[str, ...] = (JSON,)
+    request_headers: Mapping[str, str] = field(default_factory=dict)
     needs_token: bool = False
 
 
@@ -55,7 +57,7 @@ class Endpoint:
         functools.update_wrapper(self, function)
 
     def __call__(self, **path: str) -> Response:
-        _check_accept()
+        _check_accept(self.operation.media)
         arguments = dict(parsing.path_of(self.operation.path, path))
         query = parsing.query_of(self.operation.query, request.args)
         if self.operation.query not in _OF_ANY:
@@ -65,10 +67,13 @@ class Endpoint:
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         return self._respond(self._function(**arguments))
 
-    def _respond(self, answer: BaseModel | bytes | None, fields: Collection[str] = ()) -> Response:
+    def _respond(self, answer: BaseModel | Response | bytes | None) -> Response:
+        if isinstance(answer, Response):
+            return answer
         if isinstance(answer, BaseModel):
-            document = answer.model_dump_json(exclude_unset=True, include=_only(answer, fields))
-            return Response(document, self.operation.status, content_type=JSON)
+            return Response(
+                answer.model_dump_json(exclude_unset=True), self.operation.status, content_type=JSON
+            )
         if isinstance(answer, bytes):
             return Response(answer, self.operation.status, content_type=JSON)
         # Nothing has no type.
@@ -85,8 +90,7 @@ class ReadEndpoint(Endpoint):
         with backend().snapshot() as snapshot:
             read = Read(snapshot, max_stale)
             try:
-                answer = self._function(read=read, **arguments)
-                response = self._respond(answer, getattr(query, "fields", ()))
+                response = self._respond(self._function(read=read, **arguments))
             except NotModified:
                 response = Response(status=304)
                 del response.headers["Content-Type"]
@@ -102,17 +106,39 @@ class WriteEndpoint(Endpoint):
     """
 
     def __call__(self, **path: str) -> Response:
-        backend().push_guard.check(request)
+        self._check_caller()
         return super().__call__(**path)
 
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         body = {} if self.operation.body is None else {"document": parsing.document_of(request)}
-        with backend().push() as registry:
-            answer, index = self._function(registry=registry, **arguments, **body)
+        answer, index = self._change({**arguments, **body})
         response = self._respond(answer)
         response.headers[INDEX_HEADER] = str(index)
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    def _check_caller(self) -> None:
+        backend().push_guard.check(request)
+
+    def _change(self, arguments: Mapping[str, Any]) -> tuple[BaseModel | None, int]:
+        with backend().push() as registry:
+            changed: tuple[BaseModel | None, int] = self._function(registry=registry, **arguments)
+            return changed
+
+
+class RequestEndpoint(WriteEndpoint):
+    """Asks the synchronizer for something, through the `store` that the view gets.
+
+    Who may not push may not ask either, but push need not be among the registries.
+    """
+
+    def _check_caller(self) -> None:
+        backend().push_guard.check_caller(request)
+
+    def _change(self, arguments: Mapping[str, Any]) -> tuple[BaseModel | None, int]:
+        with backend().store() as store:
+            changed: tuple[BaseModel | None, int] = self._function(store=store, **arguments)
+            return changed
 
 
 def read(**described: Any) -> Callable[[View], ReadEndpoint]:
@@ -122,6 +148,7 @@ def read(**described: Any) -> Callable[[View], ReadEndpoint]:
         errors.TooStale,
         *_OF_EVERY_REQUEST,
         *_OF_THE_DATABASE,
+        *_OF_WAITING,
     )
     query = described.pop("query", ReadQuery)
     operation = Operation(**described, query=query, problems=problems, conditional=True)
@@ -130,6 +157,17 @@ def read(**described: Any) -> Callable[[View], ReadEndpoint]:
 
 def write(**described: Any) -> Callable[[View], WriteEndpoint]:
     """Makes a view an operation that changes the push registry."""
+    operation = _writing(described)
+    return lambda function: WriteEndpoint(operation, function)
+
+
+def asking(**described: Any) -> Callable[[View], RequestEndpoint]:
+    """Makes a view an operation that asks the synchronizer for something."""
+    operation = _writing(described)
+    return lambda function: RequestEndpoint(operation, function)
+
+
+def _writing(described: dict[str, Any]) -> Operation:
     of_body = _OF_A_BODY if described.get("body") else ()
     problems = (
         *described.pop("problems", ()),
@@ -138,8 +176,7 @@ def write(**described: Any) -> Callable[[View], WriteEndpoint]:
         *_OF_EVERY_REQUEST,
         *_OF_THE_DATABASE,
     )
-    operation = Operation(**described, problems=problems, headers=(INDEX_HEADER,), needs_token=True)
-    return lambda function: WriteEndpoint(operation, function)
+    return Operation(**described, problems=problems, headers=(INDEX_HEADER,), needs_token=True)
 
 
 def plain(**described: Any) -> Callable[[View], Endpoint]:
@@ -152,18 +189,15 @@ def plain(**described: Any) -> Callable[[View], Endpoint]:
 _OF_ANY = (NoParameters, ReadQuery)
 _OF_EVERY_REQUEST = (errors.BadParameter, errors.BadRequest, NotAcceptable, errors.InternalError)
 _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
+_OF_WAITING = (errors.TooManyWatchers,)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
 _OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
 
 
-def _only(answer: BaseModel, fields: Collection[str]) -> Any:
-    """Of each item of a list these fields, as pydantic wants to be told."""
-    if not fields:
-        return None
-    return {**dict.fromkeys(type(answer).model_fields, True), "items": {"__all__": set(fields)}}
-
-
-def _check_accept() -> None:
+def _check_accept(media: Sequence[str]) -> None:
     accepted = request.accept_mimetypes
-    if accepted and not accepted.best_match([JSON]):
-        raise NotAcceptable(f"The answer comes as {JSON}, which the header Accept ({accepted}) leaves out.")
+    if accepted and not accepted.best_match(media):
+        offered = " or ".join(media)
+        raise NotAcceptable(
+            f"The answer comes as {offered}, which the header Accept ({accepted}) leaves out."
+        )

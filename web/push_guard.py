@@ -37,11 +37,15 @@ class PushGuard:
         self._token_file = TokenFile(settings.push_token_file) if settings.push_token_file else None
 
     def check(self, request: Request) -> None:
-        """Raises the problem that refuses this request."""
+        """Raises the problem that refuses this request to push."""
         if not self._is_enabled:
             raise PushDisabled(
                 "LICTOR_REGISTRIES does not name `push`: add it to take registrations by push."
             )
+        self.check_caller(request)
+
+    def check_caller(self, request: Request) -> None:
+        """Raises the problem that refuses this request because of where it comes from."""
         if self._token_file is not None:
             _check_token(request, self._token_file)
         elif not self._is_loopback:

@@ -24,11 +24,11 @@ from discovery.names import address_fault, label_fault, meta_faults, path_fault,
 from manifest_cache import models
 from manifest_cache.push import SOURCE as PUSH
 from manifest_cache.reader import Snapshot
-from web.fields import EventField, InstanceField, ManifestField, ModuleField, TombstoneField
 from web.parsing import Flag, Whole
 
 MOST_ITEMS = 1000
 LARGEST_INDEX = 2**63 - 1
+LONGEST_WAIT = 600
 
 Status = Literal["available", "degraded", "unavailable"]
 HealthWord = Literal["passing", "warning", "critical", "maintenance"]
@@ -149,17 +149,29 @@ Include = Annotated[
 ]
 
 
-_FIELDS: Any = Field(
-    default_factory=list,
-    description="Only these fields of each item; may be repeated or separated by commas.",
-)
-
-
 class NoParameters(_Asked):
     """A path or query without parameters."""
 
 
-class ReadQuery(_Asked):
+class WaitQuery(_Asked):
+    """What makes a read wait."""
+
+    index: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_INDEX,
+        description="Holds the answer until the index has passed this one, as a blocking query of Consul: "
+        "pass what `X-Lictor-Index` said.",
+    )
+    wait: Annotated[float | None, _within(0, LONGEST_WAIT)] = Field(
+        default=None,
+        description="How long the answer may be held: a number of seconds or a duration such as `30s`, 10m "
+        "at most and 5m where it is missing, and up to a sixteenth more.",
+        json_schema_extra=_short_duration,
+    )
+
+
+class ReadQuery(WaitQuery):
     """What every read of the cache may be asked."""
 
     max_stale: Annotated[float | None, _within(0, _MONTH)] = Field(
@@ -206,26 +218,12 @@ class ModulesQuery(ReadQuery):
         default="", description="Part of the name or the title, in whatever case."
     )
     include: Include = Field(default_factory=list)
-    fields: list[ModuleField] = _FIELDS
     limit: Limit = 100
     cursor: Cursor = None
 
 
 class ModuleQuery(ReadQuery):
     include: Include = Field(default_factory=list)
-    fields: list[ModuleField] = Field(
-        default_factory=list, description="Only these fields; may be repeated or separated by commas."
-    )
-
-
-class LookupQuery(ReadQuery):
-    name: list[Annotated[Line, Field(min_length=1, max_length=255)]] = Field(
-        min_length=1,
-        max_length=MOST_ITEMS,
-        description="The names of the modules; may be repeated or separated by commas.",
-    )
-    include: Include = Field(default_factory=list)
-    fields: list[ModuleField] = _FIELDS
 
 
 class PageQuery(ReadQuery):
@@ -233,16 +231,7 @@ class PageQuery(ReadQuery):
     cursor: Cursor = None
 
 
-class ManifestsQuery(PageQuery):
-    fields: list[ManifestField] = _FIELDS
-
-
-class TombstonesQuery(PageQuery):
-    fields: list[TombstoneField] = _FIELDS
-
-
 class InstancesQuery(PageQuery):
-    fields: list[InstanceField] = _FIELDS
     passing: Flag = Field(
         default=False,
         description="Only instances to send traffic to: those that pass. May stand bare, as in Consul.",
@@ -251,7 +240,6 @@ class InstancesQuery(PageQuery):
 
 
 class EventsQuery(PageQuery):
-    fields: list[EventField] = _FIELDS
     after: Whole = Field(
         default=0, ge=0, le=LARGEST_INDEX, description="Only events with a greater index than this one."
     )
@@ -460,7 +448,7 @@ class Tombstone(_Answered):
 def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list[Instance]:
     """The shapes of instances, with when their registry last confirmed each of them."""
     contacts = {source.name: source.last_contact for source in snapshot.sources if source.name != PUSH}
-    beats = last_beats(snapshot, rows)
+    beats = _last_beats(snapshot, [row.key for row in rows if row.source == PUSH and row.key is not None])
     return [
         Instance.of(row, _latest(row.last_seen, contacts.get(row.source), beats.get(row.key or 0)))
         for row in rows
@@ -471,9 +459,8 @@ def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list
 _KEYS_AT_ONCE = 1000
 
 
-def last_beats(snapshot: Snapshot, rows: Sequence[models.Instance]) -> dict[int, datetime]:
-    """When those of these instances that were pushed sent their last heartbeats, by their keys."""
-    keys = [row.key for row in rows if row.source == PUSH and row.key is not None]
+def _last_beats(snapshot: Snapshot, keys: Sequence[int]) -> dict[int, datetime]:
+    """When pushed instances sent their last heartbeats."""
     return {
         key: lease.last_beat
         for start in range(0, len(keys), _KEYS_AT_ONCE)
@@ -588,14 +575,6 @@ class ModuleList(_Answered):
     index: Index
 
 
-class ModuleLookup(_Answered):
-    """Modules in the order in which they were asked for."""
-
-    items: list[Module]
-    unknown: list[str] = Field(description="The names of which there is no module.")
-    index: Index
-
-
 class InstanceList(_Answered):
     items: list[Instance]
     next: Next
@@ -638,6 +617,19 @@ class BeatTaken(_Answered):
     heartbeat_interval: float = Field(description="In how many seconds the next one is expected.")
 
 
+class RefreshAsked(_Answered):
+    """What was asked for, and what cannot be."""
+
+    module: str
+    asked: int = Field(description="Of how many instances the manifest is fetched now.")
+    pushed: int = Field(description="How many pushed their manifest: none is fetched from them.")
+    not_well: int = Field(
+        description="How many are critical or in maintenance: they are asked once they are well."
+    )
+    detail: str = Field(description="The same as a sentence.")
+    index: Index
+
+
 class Alive(_Answered):
     status: Literal["ok"]
 
@@ -672,3 +664,4 @@ class ProblemBody(_Answered):
     detail: str = Field(description="What is wrong with this request, and what to do.")
     errors: list[FaultyPart] = Field(default_factory=list, description="Every faulty parameter or field.")
     near: list[str] = Field(default_factory=list, description="Names of modules like the one asked for.")
+    oldest: int = Field(default=0, description="The index of the oldest event that is kept.")

@@ -53,6 +53,13 @@ class Settings(CacheSettings):
         le=16 * 1024**3,
         description="How many bytes of finished answers each process keeps; 0 keeps none.",
     )
+    max_watchers: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="How many requests of each process may wait for a change at once: blocking queries, long "
+        "polls and event streams. More are refused with 503.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="From which gravity on messages are logged."
     )

@@ -18,11 +18,17 @@ agent_prefix "" {
   policy = "read"
 }
 
-# Several synchronizers choose their leader by a session and a lock below this key.
+# Several synchronizers choose their leader by a session that holds a key (LICTOR_LEADER_KEY), and by
+# signs of life of the service as which each of them registers itself. Without one of these three
+# rights they use the database's lock alone.
 session_prefix "" {
   policy = "write"
 }
 
 key_prefix "lictor/" {
+  policy = "write"
+}
+
+service "lictor" {
   policy = "write"
 }

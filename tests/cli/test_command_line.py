@@ -18,7 +18,7 @@ from web.cli import main
 
 COMMANDS = [
     *("up", "serve", "sync", "register", "modules", "show"),
-    *("events", "validate", "accept", "migrate", "doctor"),
+    *("events", "validate", "refresh", "accept", "forget", "migrate", "doctor"),
 ]
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 

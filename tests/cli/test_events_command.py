@@ -140,3 +140,12 @@ def test_following_goes_on_when_the_database_server_comes_back(lictor: Lictor) -
 def test_no_events(lictor: Lictor, cache: Cache, more: list[str]) -> None:
     assert lictor.run("events", *more).returncode == 0
     assert lictor.json("events") == {"items": [], "next": None, "index": 0}
+
+
+def test_events_that_are_kept_no_longer_are_told_of(lictor: Lictor, cache: Cache) -> None:
+    cache.module("financial")
+    cache.drop_events()
+    done = lictor.run("events", "--after", "1", "--json")
+    assert done.returncode == 0
+    assert f"Events up to {cache.index() - 1} are not kept any longer" in done.stderr
+    assert [event["index"] for event in json.loads(done.stdout)["items"]] == [cache.index()]

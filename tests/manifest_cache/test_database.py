@@ -12,12 +12,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 
 from discovery.base import Change, ServiceInstance
 from manifest_cache import schema
 from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
-from manifest_cache.models import Source, utc_now
+from manifest_cache.models import Module, Source, utc_now
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import Store
@@ -239,3 +239,22 @@ def test_postgresql_that_is_away_comes_back() -> None:
         server.start()
         assert Reader(database).index() == index
         database.close()
+
+
+def test_a_writer_that_is_paused_in_its_transaction_does_not_keep_others_out(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manifest_cache.database.IDLE_TIMEOUT", 0.1)
+    paused = Database(postgres.create_database())
+    paused.migrate()
+    other = Database(paused.url.render_as_string(hide_password=False))
+
+    def pause() -> None:
+        with paused.write() as session:
+            write(other)
+            session.exec(select(Module)).all()
+
+    with pytest.raises(StoreUnavailable):
+        pause()
+    paused.close()
+    other.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,54 @@ def test_a_lost_registry_has_confirmed_nothing(beliefs: Beliefs) -> None:
     assert beliefs.doubt_ends_at is None
     beliefs.hear(complete(10), 130)
     assert beliefs.doubt_ends_at == 130 + PATIENCE
+
+
+def unsure(change: Change, reason: str | None = "filtered") -> Change:
+    return replace(change, doubt=reason)
+
+
+def test_while_the_source_is_unsure_no_absence_is_believed(beliefs: Beliefs) -> None:
+    for change in (gone(1), complete(99)):
+        updates = beliefs.hear(unsure(change), 1)
+        assert removed(updates) == 0
+        assert updates[-1] == Doubted("consul", "filtered: 1 of 100 instances are missing")
+
+
+def test_while_the_source_is_unsure_presence_is_believed(beliefs: Beliefs) -> None:
+    updates = beliefs.hear(unsure(complete(120)), 1)
+    assert not doubted(updates)
+    (change,) = [update for update in updates if isinstance(update, Change)]
+    assert len(change.present) == 120
+
+
+def test_a_source_that_is_sure_again_is_believed(beliefs: Beliefs) -> None:
+    beliefs.hear(unsure(gone(1, 2)), 1)
+    back = Change(source="consul", present=instances(1, first=1))
+    assert removed(beliefs.hear(unsure(back, None), 2)) == 1
+
+
+def test_what_an_unsure_source_confirms_long_enough_is_believed(beliefs: Beliefs) -> None:
+    beliefs.hear(unsure(gone(1)), 1)
+    assert removed(beliefs.hear(unsure(Change(source="consul")), PATIENCE)) == 0
+    assert removed(beliefs.look_again(1 + PATIENCE)) == 1
+
+
+def test_a_source_that_is_never_sure_is_judged_like_any_other(beliefs: Beliefs) -> None:
+    beliefs.hear(unsure(Change(source="consul")), 1)
+    assert removed(beliefs.hear(unsure(gone(1)), 2 + PATIENCE)) == 1
+    assert doubted(beliefs.hear(unsure(complete(10)), 3 + PATIENCE))
+
+
+def test_an_operator_ends_an_unsure_sources_doubt(beliefs: Beliefs) -> None:
+    beliefs.hear(unsure(gone(1)), 1)
+    assert removed(beliefs.hear(Accept("consul"), 2)) == 1
+    assert removed(beliefs.hear(unsure(gone(2)), 3)) == 1
+
+
+def test_a_source_that_comes_back_unsure_has_confirmed_nothing(beliefs: Beliefs) -> None:
+    beliefs.hear(unsure(complete(100)), 1)
+    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 100)
+    assert removed(beliefs.hear(unsure(complete(99)), 2 + PATIENCE)) == 0
 
 
 def test_a_restart_forgets_nothing() -> None:

@@ -12,8 +12,10 @@ from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from manifest_cache.database import Database
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
+from manifest_cache.ledger import Refresh
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.models import Instance
+from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import FetchJob, Store
@@ -176,3 +178,49 @@ def test_the_first_of_those_that_announce_it_goes(store: Store) -> None:
     store.apply([gone(first)])
     ((_, job),) = due(store).items()
     assert job.instance.id != first
+
+
+def test_a_fetch_that_began_before_it_was_asked_for_again(store: Store) -> None:
+    """Nobody knows whether what it brings is from before or after."""
+    store.apply([present(instance("a"))])
+    job = due(store)["a"]
+    assert store.request_refresh("orders") is not None
+    store.apply_fetches([(job, manifest())])
+    assert list(due(store)) == ["a"]
+    store.apply_fetches([(job, BROKEN)])
+    assert list(due(store)) == ["a"]
+    store.apply_fetches([(due(store)["a"], manifest())])
+    assert due(store) == {}
+
+
+def test_a_refresh_asks_all_that_can_be_asked(store: Store, push: PushRegistry) -> None:
+    known(store, "a", "b", "c")
+    store.apply([present(instance("ill", health=Health.CRITICAL))])
+    push.register(PushRegistration(instance=instance("pushed"), manifest=manifest().parsed))
+    index = store.apply([]).index
+    assert store.request_refresh("orders") == (Refresh(asked=3, pushed=1, not_well=1), index)
+    jobs = due(store)
+    assert sorted(jobs) == ["a", "b", "c"]
+    assert store.apply_fetches([(job, NotModified('"1.0.0"')) for job in jobs.values()]) == index
+    assert due(store) == {}
+
+
+def test_a_refresh_of_what_failed_shows(store: Store, reader: Reader) -> None:
+    store.apply([present(instance("a"))])
+    index = store.apply_fetches([(due(store)["a"], BROKEN)])
+    assert due(store) == {}
+    assert store.request_refresh("orders") == (Refresh(asked=1, pushed=0, not_well=0), index + 1)
+    with reader.snapshot() as snapshot:
+        (event,) = snapshot.events(after=index)
+    assert event.type == "instance.changed"
+    assert event.data["was"]["manifest_error"]["retry_at"] > event.data["is"]["manifest_error"]["retry_at"]
+    assert list(due(store)) == ["a"]
+
+
+def test_a_refresh_of_what_nobody_knows(store: Store) -> None:
+    assert store.request_refresh("orders") is None
+    store.apply([present(instance("a"))])
+    store.apply([gone("a")])
+    refreshed = store.request_refresh("orders")
+    assert refreshed is not None
+    assert refreshed[0] == Refresh(asked=0, pushed=0, not_well=0)

@@ -237,6 +237,11 @@ def test_altered_and_gone_in_one_batch(store: Store, reader: Reader) -> None:
     assert only_instance(reader).port == 10
 
 
+def test_all_that_was_told_is_gone_in_one_batch(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance()), complete()])
+    assert module(reader).total == 0
+
+
 def test_a_lost_registry_keeps_what_it_said(store: Store, reader: Reader) -> None:
     before = store.apply([complete(instance())]).index
     lost = Lost(source="consul", reason="connection refused", retry_in=1)

@@ -300,6 +300,17 @@ def test_a_pushed_registration_is_fetched_at_once(make: Callable[..., Sync], nam
         eventually(lambda: sync.version(name) == "1.0.0")
 
 
+def test_a_refresh_that_another_process_asks_for(make: Callable[..., Sync], name: str) -> None:
+    sync = make(registries=("push",))
+    with sync.running(), serving(name) as server:
+        instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)
+        sync.push.register(PushRegistration(instance=instance))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        server.routes["/manifest"] = manifest({"name": name, "version": "1.1.0"})
+        assert sync.store.request_refresh(name) is not None
+        eventually(lambda: sync.version(name) == "1.1.0")
+
+
 def test_silence_of_a_pushed_instance_is_noticed(make: Callable[..., Sync], name: str) -> None:
     sync = make(registries=("push",), heartbeat_interval=0.1, deregister_after=1.0)
     with sync.running(), serving(name) as server:

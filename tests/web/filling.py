@@ -13,7 +13,9 @@ from manifest_cache.database import Database
 from manifest_cache.errors import FetchFailed
 from manifest_cache.fetcher import Fetched
 from manifest_cache.manifest import parse_manifest
+from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistration, PushRegistry
+from manifest_cache.retention import drop_events
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import FetchJob, Store
 
@@ -66,6 +68,10 @@ class Cache:
 
     def lose(self, source: str = "consul", reason: str = REASON) -> int:
         return self.store.apply([Lost(source=source, reason=reason, retry_in=1)]).index
+
+    def drop_events(self) -> None:
+        """The log as it is once all events but the newest are too old."""
+        drop_events(self.database, utc_now(), 10_000)
 
     def index(self) -> int:
         return self.store.apply([]).index

@@ -59,6 +59,24 @@ def test_filters(full: Cache, client: FlaskClient) -> None:
     assert {event["type"] for event in found} == wanted
 
 
+def test_events_that_are_kept_no_longer_are_not_passed_over(full: Cache, client: FlaskClient) -> None:
+    cursor = events(client, "?limit=2")["next"]
+    oldest = full.index()
+    full.drop_events()
+    full.announce(instance("weather"))
+    for query in ("?after=1", f"?after={oldest - 2}", "?after=1&module=weather", f"?cursor={cursor}"):
+        answer = client.get(f"/api/v1/events{query}")
+        assert (answer.status_code, answer.content_type) == (410, "application/problem+json")
+        problem = told(answer)
+        assert (problem["type"], problem["oldest"]) == ("/problems/events-gone", oldest)
+        assert f"the oldest that is kept has the index {oldest} " in problem["detail"]
+        assert answer.headers["X-Lictor-Index"] == str(full.index())
+    kept = list(range(oldest, full.index() + 1))
+    for query in ("", "?after=0", f"?after={oldest - 1}"):
+        assert [event["index"] for event in events(client, query)["items"]] == kept
+    assert [event["index"] for event in events(client, f"?after={oldest}")["items"]] == kept[1:]
+
+
 def test_a_heartbeat_alone_makes_no_event(cache: Cache, client: FlaskClient) -> None:
     body = {"name": "weather", "id": "w1", "port": 1, "address": "10.0.0.9"}
     registered = told(client.post("/api/v1/modules/register", json=body))["index"]

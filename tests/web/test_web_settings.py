@@ -129,6 +129,8 @@ def _shown(field: FieldInfo) -> str:
     if isinstance(default, tuple):
         return f"`{','.join(map(str, default))}`"
     is_duration = any(isinstance(part, BeforeValidator) for part in field.metadata)
+    if is_duration and default % 86400 == 0:
+        return f"`{default / 86400:.0f}d`"
     return f"`{format_duration(default) if is_duration else default}`"
 
 

@@ -1,12 +1,16 @@
-"""The event log: lines behind an index in, a page of them out."""
+"""The event log: lines behind an index in, a page of them or the start of a stream out."""
 
 from __future__ import annotations
 
-from flask import Blueprint
+from flask import Blueprint, Response, request
 
+from web.errors import BadParameter, EventsGone, shortened
 from web.operation import read
+from web.parsing import JSON
 from web.reading import Read, cursor_behind, page, place_behind
-from web.schemas import Event, EventList, EventsQuery
+from web.schemas import LARGEST_INDEX, Event, EventList, EventsQuery, rfc3339
+from web.waiting.middleware import EVENT_STREAM, STREAM, StreamStart
+from web.waiting.tail import EventFilter
 
 bp = Blueprint("events", __name__)
 
@@ -15,19 +19,71 @@ bp = Blueprint("events", __name__)
 @read(
     summary="The event log",
     tag="events",
-    description="In the order of the index. To go on later, pass the last event's index as `after`.",
+    description="In the order of the index. To go on later, pass the last event's index as `after`. Where "
+    "events behind it were deleted for their age the answer is 410; 0 asks for all that are kept. With "
+    "`wait` and without `index` the answer is held until there is an event to answer with. As "
+    "`text/event-stream` it never ends: from behind `Last-Event-ID` or `after`, or from now on, with the "
+    "index as `id`, the type as `event` and the event as `data`.",
+    media=(JSON, EVENT_STREAM),
+    request_headers={
+        "Last-Event-ID": "Of a stream: the `id` of the last event that the client has; wins over `after`."
+    },
     query=EventsQuery,
     answer=EventList,
+    problems=(EventsGone,),
 )
-def list_events(read: Read, query: EventsQuery) -> EventList:
-    behind = place_behind("events", query.cursor, int)
+def list_events(read: Read, query: EventsQuery) -> EventList | Response:
+    if request.accept_mimetypes.best_match([JSON, EVENT_STREAM]) == EVENT_STREAM:
+        return _stream(read, query)
+    after = max(query.after, place_behind("events", query.cursor, int) or 0)
+    refuse_missing(read, after)
     read.unless_known()
-    found = read.snapshot.events(
-        after=max(query.after, behind or 0), limit=query.limit + 1, module=query.module, types=query.type
-    )
+    found = read.snapshot.events(after=after, limit=query.limit + 1, module=query.module, types=query.type)
     rows, last = page(found, query.limit)
     return EventList(
         items=[Event.of(row) for row in rows],
         next=cursor_behind("events", last.index or 0) if last else None,
         index=read.snapshot.index,
     )
+
+
+def refuse_missing(read: Read, after: int) -> None:
+    """Raises EventsGone if events with an index above `after` are not kept any longer, unless it is 0."""
+    oldest = read.snapshot.oldest_event
+    if oldest is None or not 0 < after < read.snapshot.retained_after:
+        return
+    raise EventsGone(
+        f"Events after {after} were deleted for their age; the oldest that is kept has the index "
+        f"{oldest.index} and is of {rfc3339(oldest.at)}. {EventsGone.advice}",
+        oldest=oldest.index,
+    )
+
+
+def _stream(read: Read, query: EventsQuery) -> Response:
+    faults = [
+        (name, "is not taken by a stream, which never ends")
+        for name in ("limit", "cursor", "index", "wait")
+        if name in query.model_fields_set
+    ]
+    if faults:
+        raise BadParameter.of(faults)
+    position = _last_event_id()
+    if position is None:
+        position = query.after if "after" in query.model_fields_set else read.snapshot.index
+    refuse_missing(read, position)
+    if request.method == "GET":
+        request.environ[STREAM].append(
+            StreamStart(EventFilter(query.module, frozenset(query.type)), position)
+        )
+    return Response(content_type=EVENT_STREAM)
+
+
+def _last_event_id() -> int | None:
+    said = request.headers.get("Last-Event-ID", "")
+    if not said:
+        return None
+    if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= LARGEST_INDEX):
+        raise BadParameter.of(
+            [("Last-Event-ID", f"must be a whole number from 0 to {LARGEST_INDEX} (got {shortened(said)})")]
+        )
+    return int(said)

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 
 from flask import Blueprint
 
 from manifest_cache import models
 from manifest_cache.reader import ModuleFilter
-from web.backend import backend
 from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
-from web.module_parts import Shape
 from web.operation import read
 from web.reading import Read, broken_cursor, cursor_behind, page, place_behind
 from web.schemas import (
     AS_ITS_SCHEMA,
+    Instance,
     InstanceList,
     InstancesQuery,
-    LookupQuery,
     ManifestEntry,
     ManifestList,
     ManifestPath,
-    ManifestsQuery,
     Module,
     ModuleList,
-    ModuleLookup,
     ModulePath,
     ModuleQuery,
     ModulesQuery,
+    PageQuery,
     Tombstone,
     TombstoneList,
-    TombstonesQuery,
     instance_shapes,
 )
 
@@ -49,38 +44,14 @@ _MANIFEST_SCHEMA = {"type": "object", "description": AS_ITS_SCHEMA}
     query=ModulesQuery,
     answer=ModuleList,
 )
-def list_modules(read: Read, query: ModulesQuery) -> bytes:
+def list_modules(read: Read, query: ModulesQuery) -> ModuleList:
     after = place_behind("modules", query.cursor, str)
     read.unless_known()
     wanted = ModuleFilter(status=query.status, tag=query.tag, datacenter=query.datacenter, q=query.q)
-    found = read.snapshot.module_names(wanted, limit=query.limit + 1, after=after)
-    names, last = page(found, query.limit)
-    return _list(
-        _texts(read, names, Shape.of(query.fields, query.include)),
-        next=cursor_behind("modules", last) if last is not None else None,
-        index=read.snapshot.index,
-    )
-
-
-@bp.get("/modules/lookup")
-@read(
-    summary="Several modules by their names",
-    tag="modules",
-    description="In the order in which they are asked for, each once. Names of which there is no module are "
-    "listed as `unknown`. A module that is itself called `lookup` is found by `?name=lookup`.",
-    query=LookupQuery,
-    answer=ModuleLookup,
-)
-def look_up_modules(read: Read, query: LookupQuery) -> bytes:
-    asked = list(dict.fromkeys(query.name))
-    known = {row.name: row.registries for row in read.snapshot.modules_named(asked)}
-    # One that no registry announces any longer may be announced by any of them.
-    fed_by_all = not all(known.values())
-    read.unless_known(registries=() if fed_by_all else {name for names in known.values() for name in names})
-    found = [name for name in asked if name in known]
-    return _list(
-        _texts(read, found, Shape.of(query.fields, query.include)),
-        unknown=[name for name in asked if name not in known],
+    rows, last = page(read.snapshot.modules(wanted, limit=query.limit + 1, after=after), query.limit)
+    return ModuleList(
+        items=_shapes(read, rows, query.include),
+        next=cursor_behind("modules", last.name) if last else None,
         index=read.snapshot.index,
     )
 
@@ -94,11 +65,10 @@ def look_up_modules(read: Read, query: LookupQuery) -> bytes:
     answer=Module,
     problems=(UnknownModule,),
 )
-def show_module(read: Read, name: str, query: ModuleQuery) -> bytes:
+def show_module(read: Read, name: str, query: ModuleQuery) -> Module:
     module = known_module(read, name)
     read.unless_known(registries=module.registries)
-    embedded = query.include if query.fields else [*query.include, "instances"]
-    return _texts(read, [name], Shape.of(query.fields, embedded))
+    return _shapes(read, [module], [*query.include, "instances"])[0]
 
 
 @bp.get("/modules/<name>/manifest")
@@ -126,11 +96,11 @@ def show_manifest(read: Read, name: str) -> bytes:
     tag="manifests",
     description="The newest first.",
     path=ModulePath,
-    query=ManifestsQuery,
+    query=PageQuery,
     answer=ManifestList,
     problems=(UnknownModule,),
 )
-def list_manifests(read: Read, name: str, query: ManifestsQuery) -> ManifestList:
+def list_manifests(read: Read, name: str, query: PageQuery) -> ManifestList:
     module = known_module(read, name)
     after = place_behind("manifests", query.cursor, str)
     if after is not None and read.snapshot.manifest(name, after) is None:
@@ -195,11 +165,11 @@ def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList
     description="The last to go first, each as it was known last. An instance that comes back is none of "
     "them any longer.",
     path=ModulePath,
-    query=TombstonesQuery,
+    query=PageQuery,
     answer=TombstoneList,
     problems=(UnknownModule,),
 )
-def list_tombstones(read: Read, name: str, query: TombstonesQuery) -> TombstoneList:
+def list_tombstones(read: Read, name: str, query: PageQuery) -> TombstoneList:
     known_module(read, name)
     before = place_behind("tombstones", query.cursor, int)
     # Those who told of them may feed the module no longer, so that any of them counts.
@@ -228,11 +198,24 @@ def _no_manifest(read: Read, name: str) -> Problem:
     return NoManifest(f"The module {name} has no manifest yet. {why}")
 
 
-def _texts(read: Read, names: Sequence[str], shape: Shape) -> bytes:
-    read.tells_last_seen |= shape.instances
-    return backend().module_parts.texts(read.snapshot, names, shape)
+def _shapes(read: Read, rows: Sequence[models.Module], include: Collection[str]) -> list[Module]:
+    names = [row.name for row in rows]
+    instances = _instances(read, names) if "instances" in include else None
+    manifests = read.snapshot.manifests(names) if "manifest" in include else None
+    return [
+        Module.of(
+            row,
+            instances=None if instances is None else instances.get(row.name, []),
+            manifest="left out" if manifests is None else manifests.get(row.name),
+        )
+        for row in rows
+    ]
 
 
-def _list(items: bytes, **members: Any) -> bytes:
-    """A list of texts, and what else its answer has."""
-    return b'{"items":[' + items + b"]," + json.dumps(members, separators=(",", ":")).encode()[1:]
+def _instances(read: Read, names: Sequence[str]) -> dict[str, list[Instance]]:
+    read.tells_last_seen = True
+    rows = [row for of_module in read.snapshot.instances(names).values() for row in of_module]
+    shapes: dict[str, list[Instance]] = defaultdict(list)
+    for shape in instance_shapes(read.snapshot, rows):
+        shapes[shape.module].append(shape)
+    return shapes

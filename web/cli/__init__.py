@@ -28,7 +28,9 @@ _COMMANDS = {
     "show": "web.cli.catalog",
     "events": "web.cli.events",
     "validate": "web.cli.validate",
+    "refresh": "web.cli.refresh",
     "accept": "web.cli.accept",
+    "forget": "web.cli.forget",
     "migrate": "web.cli.migrate",
     "doctor": "web.cli.doctor",
 }

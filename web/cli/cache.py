@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,12 @@ def opened_snapshot() -> Iterator[Snapshot]:
 
     with opened_database() as database, Reader(database).snapshot() as snapshot:
         yield snapshot
+
+
+def unknown_module(name: str, near: Sequence[str]) -> Failure:
+    """What to tell of a module that is not there, with names like it."""
+    hint = f"Did you mean {' or '.join(map(plain, near))}?" if near else "`lictor modules` lists all."
+    return Failure(f"there is no module {plain(name)}. {hint}")
 
 
 def refuse_missing_file(database: Database) -> None:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from web.cli.cache import opened_snapshot, tell_of_lost_sources
+from web.cli.cache import opened_snapshot, tell_of_lost_sources, unknown_module
 from web.cli.epilog import epilog
-from web.cli.failures import Failure
 from web.cli.output import COLOURS, age, console, moment, plain, show_json, show_table
 
 if TYPE_CHECKING:
-    from manifest_cache.models import Instance, Manifest, Module
+    from manifest_cache.models import Instance, Manifest, Module, Tombstone
     from manifest_cache.reader import ModuleFilter, Snapshot
 
 _STATUSES = ("available", "degraded", "unavailable")
 _PAGE = 500
+_TOMBSTONES = 5
 # What an entry of a manifest's list is known by, the most telling first.
 _NAMING_KEYS = ("name", "id", "path", "title", "label", "url", "href")
 
@@ -133,20 +133,23 @@ def _instances_of(row: Module) -> str:
 def show(name: str, as_json: bool) -> None:
     """Show one module, its instances and its manifest.
 
-    Also what is wrong with the manifests of its instances, and when they are fetched again.
+    Also what is wrong with the manifests of its instances, when they are fetched again, and which
+    instances went last.
     """
     with opened_snapshot() as snapshot:
         row = snapshot.module(name)
         if row is None:
-            raise _unknown(snapshot, name)
+            raise unknown_module(name, snapshot.near_names(name))
         instances = snapshot.instances([name]).get(name, [])
         manifest = snapshot.manifests([name]).get(name)
+        tombstones = snapshot.tombstones(name, limit=_TOMBSTONES)
         tell_of_lost_sources(snapshot)
         if as_json:
             _show_module_json(snapshot, row, instances, manifest)
             return
     _show_module(row)
     _show_instances(instances)
+    _show_tombstones(tombstones)
     _show_manifest(manifest)
 
 
@@ -158,12 +161,6 @@ def _show_module_json(
     shapes = schemas.instance_shapes(snapshot, instances)
     shape = schemas.Module.of(row, instances=shapes, manifest=manifest)
     show_json(shape.model_dump(mode="json", exclude_unset=True))
-
-
-def _unknown(snapshot: Snapshot, name: str) -> Failure:
-    near = snapshot.near_names(name)
-    hint = f"Did you mean {' or '.join(near)}?" if near else "`lictor modules` lists all."
-    return Failure(f"there is no module {plain(name)}. {hint}")
 
 
 def _show_module(row: Module) -> None:
@@ -218,7 +215,28 @@ def _show_instances(instances: Sequence[Instance]) -> None:
             click.echo(f"\nNo manifest of {plain(row.id)}: {plain(said)}{again}")
 
 
-def _address_of(row: Instance) -> str:
+def _show_tombstones(tombstones: Sequence[Tombstone]) -> None:
+    if not tombstones:
+        return
+    click.echo()
+    show_table(
+        ("GONE", "LAST ADDRESS", "LAST HEALTH", "VERSION", "REGISTRY", "NODE", "WENT"),
+        (
+            (
+                row.id,
+                _address_of(row),
+                row.health,
+                row.version or "-",
+                row.registry_name,
+                row.node or "-",
+                age(row.gone_at),
+            )
+            for row in tombstones
+        ),
+    )
+
+
+def _address_of(row: Instance | Tombstone) -> str:
     host = f"[{row.address}]" if ":" in row.address else row.address
     return f"{row.scheme}://{host}:{row.port}" if row.port else f"{row.scheme}://{host} (no port)"
 

@@ -90,6 +90,7 @@ def events(
     wanted = _Wanted(module, types)
     with opened_database() as database:
         reader = Reader(database)
+        _tell_of_missing(reader, after)
         if follow:
             with suppress(KeyboardInterrupt):
                 coming = _coming(reader, lambda: closing(database.watch()), wanted, after)
@@ -112,6 +113,19 @@ def _refuse_unknown_types(types: Sequence[str]) -> None:
     if unknown:
         raise click.BadParameter(
             f"{', '.join(map(repr, unknown))} is none of {', '.join(known)}", param_hint="'--type'"
+        )
+
+
+def _tell_of_missing(reader: Reader, after: int | None) -> None:
+    """On stderr: what is kept is shown all the same."""
+    if not after:
+        return
+    with reader.snapshot() as snapshot:
+        kept = snapshot.retained_after
+    if after < kept:
+        click.echo(
+            f"Events up to {kept} are not kept any longer (LICTOR_EVENT_RETENTION); those after are shown.",
+            err=True,
         )
 
 

@@ -1,4 +1,4 @@
-"""One GET over a connection of its own: an address and a request in, the answer's head and body out.
+"""One request over a connection of its own: an address and a request in, the answer's head and body out.
 
 Each manifest comes from another origin, so that there is no connection to use again and nothing for
 a pool to do. h11 reads the answer, asyncio moves the bytes: no client with pools, redirects, cookies
@@ -40,8 +40,15 @@ class Connection:
 
     async def get(self, target: str, headers: list[tuple[str, str]]) -> Answer:
         """Sends the request; returns the head of its answer. `headers` begin with `Host`."""
-        request = h11.Request(method="GET", target=target, headers=headers)
-        self._writer.write((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        return await self._request(h11.Request(method="GET", target=target, headers=headers))
+
+    async def post(self, target: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
+        """As `get`, with a body whose `Content-Length` is among the headers."""
+        return await self._request(h11.Request(method="POST", target=target, headers=headers), body)
+
+    async def _request(self, request: h11.Request, body: bytes = b"") -> Answer:
+        parts = (request, h11.Data(data=body), h11.EndOfMessage())
+        self._writer.write(b"".join(self._http.send(part) or b"" for part in parts))
         event = await self._next_event()
         while isinstance(event, h11.InformationalResponse):
             event = await self._next_event()

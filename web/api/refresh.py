@@ -1,0 +1,41 @@
+"""A module's name in; its manifests are fetched now, and how many of them that are out."""
+
+from __future__ import annotations
+
+from flask import Blueprint
+
+from manifest_cache.store import Store
+from web.errors import UnknownModule, shortened
+from web.operation import asking
+from web.refreshed import told
+from web.schemas import ModulePath, RefreshAsked
+
+bp = Blueprint("refresh", __name__)
+
+
+@bp.post("/modules/<name>/refresh")
+@asking(
+    summary="Have a module's manifests fetched now",
+    tag="manifests",
+    description="The synchronizer does it, as soon as one runs; what it brings shows as any change does. "
+    "Nothing need be sent.",
+    path=ModulePath,
+    answer=RefreshAsked,
+    answer_description="Asked for, as far as it can be.",
+    status=202,
+    problems=(UnknownModule,),
+)
+def refresh(store: Store, name: str) -> tuple[RefreshAsked, int]:
+    done = store.request_refresh(name)
+    if done is None:
+        raise UnknownModule(f"There is no module {shortened(name)}.", near=[])
+    refresh, index = done
+    answer = RefreshAsked(
+        module=name,
+        asked=refresh.asked,
+        pushed=refresh.pushed,
+        not_well=refresh.not_well,
+        detail=told(refresh),
+        index=index,
+    )
+    return answer, index

@@ -1,0 +1,44 @@
+"""`lictor forget`: a module without instances in, the cache without the module out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from web.cli.cache import opened_database, unknown_module
+from web.cli.epilog import epilog
+from web.cli.failures import Failure
+from web.cli.output import plain, show_json
+
+
+@click.command(epilog=epilog("lictor forget financial"))
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def forget(name: str, as_json: bool) -> None:
+    """Remove a module that has no instances, now.
+
+    Its manifests go with it, and what is remembered of its instances. Without this it is kept as
+    unavailable for LICTOR_FORGET_AFTER. If it registers again it is new.
+    """
+    from manifest_cache.forgetting import Forgetting, ModuleInUse, UnknownModule
+    from manifest_cache.settings import CacheSettings
+
+    with opened_database() as database:
+        try:
+            forgotten = Forgetting(database, CacheSettings.load()).forget(name)
+        except UnknownModule as exc:
+            raise unknown_module(name, exc.near) from exc
+        except ModuleInUse as exc:
+            raise Failure(plain(str(exc))) from exc
+    if as_json:
+        show_json({"name": name, **asdict(forgotten)})
+    else:
+        click.echo(
+            f"{plain(name)} is forgotten, with {_number(forgotten.manifests, 'manifest')} and "
+            f"{_number(forgotten.tombstones, 'tombstone')}."
+        )
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,0 +1,42 @@
+"""`lictor refresh`: a module's name in, its manifests fetched now."""
+
+from __future__ import annotations
+
+import click
+
+from web.cli.cache import refuse_missing_file
+from web.cli.epilog import epilog
+from web.cli.failures import Failure
+from web.cli.output import plain, show_json
+
+
+@click.command(epilog=epilog("lictor refresh financial"))
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def refresh(name: str, as_json: bool) -> None:
+    """Have the manifests of a module fetched now.
+
+    Of all its healthy instances that did not push theirs. The synchronizer does it, as soon as one
+    runs.
+    """
+    from manifest_cache.database import Database
+    from manifest_cache.settings import CacheSettings
+    from manifest_cache.store import Store
+    from web.refreshed import told
+
+    settings = CacheSettings.load()
+    database = Database(settings.database_url)
+    try:
+        refuse_missing_file(database)
+        database.check_schema()
+        done = Store(database, settings).request_refresh(name)
+    finally:
+        database.close()
+    if done is None:
+        raise Failure(f"there is no module {plain(name)}")
+    refresh, index = done
+    if as_json:
+        counts = {"asked": refresh.asked, "pushed": refresh.pushed, "not_well": refresh.not_well}
+        show_json({"module": name, **counts, "detail": told(refresh), "index": index})
+    else:
+        click.echo(told(refresh))

@@ -1,0 +1,185 @@
+"""Those who wait for an answer: requests that were put off in, the same answer to all who asked alike out."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from web.metrics import WATCHERS
+from web.waiting.answer import Answer, Protocol
+from web.waiting.connections import Connections, Held
+from web.waiting.question import Question
+from web.waiting.tail import Line
+
+# How long, in seconds, an answer may stay untaken.
+_PATIENCE = 60.0
+
+
+class Waiter(Held):
+    """A connection whose client knows all up to `index`, and waits until `deadline` for more.
+
+    `give_back` takes the connection afterwards; where it is None, the connection is closed.
+    """
+
+    __slots__ = ("_owner", "_version", "asked", "deadline", "give_back", "index", "is_answered")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        index: int,
+        deadline: float,
+        protocol: Protocol,
+        give_back: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(sock)
+        self.index = index
+        self.deadline = deadline
+        self.give_back = give_back if protocol.keeps_alive else None
+        self.is_answered = False
+        self.asked: _Asked
+        self._owner: Waiters
+        self._version = protocol.version
+
+    def belong(self, owner: Waiters, asked: _Asked) -> None:
+        self._owner, self.asked = owner, asked
+
+    def wire(self, answer: Answer) -> bytes:
+        return answer.wire(Protocol(self._version, self.give_back is not None))
+
+    def on_sent(self) -> None:
+        self._owner.finish(self)
+
+    def on_left(self) -> None:
+        self._owner.forget(self)
+
+    def on_alarm(self) -> None:
+        self._owner.run_out(self)
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A question, those who wait for news of it, and those whom the next answer goes to."""
+
+    question: Question
+    waiting: set[Waiter] = field(default_factory=set)
+    woken: list[Waiter] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return "blocking" if self.question.events is None else "poll"
+
+
+class Waiters:
+    """All of it runs on the thread of `connections`; `on_end` is told when somebody waits no more."""
+
+    def __init__(self, connections: Connections, on_end: Callable[[], None]) -> None:
+        self._connections = connections
+        self._on_end = on_end
+        self._asked: dict[Hashable, _Asked] = {}
+        self._returning: list[Callable[[], None]] = []
+        self._is_answering = False
+        self._seen = 0
+
+    @property
+    def follow_the_log(self) -> bool:
+        """Whether one of them waits for events."""
+        return any(asked.question.events is not None for asked in self._asked.values())
+
+    def admit(self, waiter: Waiter, question: Question) -> None:
+        asked = self._asked.setdefault(question.key, _Asked(question))
+        waiter.belong(self, asked)
+        WATCHERS.labels(asked.kind).inc()
+        self._connections.add(waiter)
+        self._connections.set_alarm(waiter, waiter.deadline)
+        asked.waiting.add(waiter)
+        if waiter.index < self._seen:
+            # It came between the look at the answer and now.
+            self._wake(asked, [waiter])
+
+    def look(self, index: int, lines: Sequence[Line] | None) -> None:
+        """Wakes those for whom there is news; `lines` is what came to the log, None where nobody knows."""
+        self._seen = index
+        for asked in tuple(self._asked.values()):
+            wanted = asked.question.events
+            if wanted is None or lines is None:
+                newest = index
+            else:
+                newest = max((line.index for line in lines if wanted.takes(line)), default=0)
+            self._wake(asked, [waiter for waiter in asked.waiting if waiter.index < newest])
+
+    def end(self) -> None:
+        """Everybody gets the answer as it is now, and is to come back on another connection."""
+        for asked in tuple(self._asked.values()):
+            for waiter in asked.waiting:
+                waiter.deadline, waiter.give_back = 0.0, None
+            self._wake(asked, list(asked.waiting))
+
+    def run_out(self, waiter: Waiter) -> None:
+        """Its time has come: it waited long enough, or did not take its answer."""
+        if waiter.is_answered:
+            waiter.give_back = None
+            self.finish(waiter)
+        elif waiter in waiter.asked.waiting:
+            self._wake(waiter.asked, [waiter])
+
+    def finish(self, waiter: Waiter) -> None:
+        """It was answered: on with the connection."""
+        if waiter.give_back is None:
+            self._connections.close(waiter)
+        else:
+            self._connections.release(waiter)
+            self._returning.append(waiter.give_back)
+        WATCHERS.labels(waiter.asked.kind).dec()
+        if not self._is_answering:
+            self._return_all()
+        self._on_end()
+
+    def forget(self, waiter: Waiter) -> None:
+        asked = waiter.asked
+        asked.waiting.discard(waiter)
+        WATCHERS.labels(asked.kind).dec()
+        self._tidy(asked)
+        self._on_end()
+
+    def _wake(self, asked: _Asked, waiters: Iterable[Waiter]) -> None:
+        is_queued = bool(asked.woken)
+        asked.woken += waiters
+        asked.waiting.difference_update(asked.woken)
+        if asked.woken and not is_queued:
+            self._connections.soon(partial(self._answer, asked))
+
+    def _answer(self, asked: _Asked) -> None:
+        woken, asked.woken = [waiter for waiter in asked.woken if waiter.is_open], []
+        if woken:
+            # To return connections wakes their thread, which would be in the way of the rest.
+            self._is_answering = True
+            try:
+                self._give(asked, asked.question.ask(), woken)
+            finally:
+                self._is_answering = False
+                self._return_all()
+        self._tidy(asked)
+
+    def _give(self, asked: _Asked, answer: Answer, woken: Sequence[Waiter]) -> None:
+        now = time.monotonic()
+        for waiter in woken:
+            if now < waiter.deadline and not asked.question.is_answered_by(answer, waiter.index):
+                waiter.index = max(waiter.index, answer.index or 0)
+                asked.waiting.add(waiter)
+                continue
+            waiter.is_answered = True
+            self._connections.set_alarm(waiter, now + _PATIENCE)
+            self._connections.send(waiter, waiter.wire(answer))
+
+    def _return_all(self) -> None:
+        returning, self._returning = self._returning, []
+        for give_back in returning:
+            give_back()
+
+    def _tidy(self, asked: _Asked) -> None:
+        if not asked.waiting and not asked.woken:
+            self._asked.pop(asked.question.key, None)

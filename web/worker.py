@@ -1,0 +1,75 @@
+"""gunicorn's worker with threads, from which requests that wait take their connection away.
+
+Names of gunicorn's that are no public interface and are relied on: `TConn.sock` and `nr_conns`,
+`method_queue.defer`, and that `finish_request` gets what `handle` returned. A test with a real
+gunicorn tells if they go.
+"""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import Future
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+
+from web.waiting.hub import Hub
+from web.waiting.middleware import DETACHES, Detached
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class WaitingWorker(ThreadWorker):  # type: ignore[misc]
+    """Connections that wait are not its own: they count as closed until they come back."""
+
+    wsgi: WSGIApplication
+    _hub: Hub | None = None
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        app = self.wsgi
+
+        def detaching(environ: dict[str, Any], start_response: Any) -> Any:
+            environ[DETACHES] = _can_detach(environ)
+            return app(environ, start_response)
+
+        self.wsgi = detaching
+
+    def handle(self, conn: Any) -> Any:
+        """Runs in a thread; what it returns is the result of the future that `finish_request` gets."""
+        try:
+            return super().handle(conn)
+        except Detached as detached:
+            return detached
+
+    def finish_request(self, conn: Any, fs: Future[Any]) -> None:
+        result = None if fs.cancelled() or fs.exception() else fs.result()
+        if isinstance(result, Detached):
+            self.nr_conns -= 1
+            self._hub = result.hub
+            result.hold(conn.sock, lambda: self.method_queue.defer(self._take_back, conn))
+        else:
+            super().finish_request(conn, fs)
+
+    def _take_back(self, conn: Any) -> None:
+        self.nr_conns += 1
+        answered: Future[bool] = Future()
+        answered.set_result(True)
+        super().finish_request(conn, answered)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self._hub is not None:
+            self._hub.begin_end()
+
+    def run(self) -> None:
+        super().run()
+        if self._hub is not None:
+            self._hub.end()
+
+
+def _can_detach(environ: dict[str, Any]) -> bool:
+    """TLS and HTTP/2 have more of a connection than its socket."""
+    return type(environ.get("gunicorn.socket")) is socket.socket and environ.get("HTTP_VERSION") != "2"
