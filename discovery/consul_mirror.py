@@ -24,6 +24,9 @@ class _Known:
     written: int
 
 
+_GRAVITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
+
+
 class Mirror:
     """What is known of one datacenter, put together from answers that arrive in any order.
 
@@ -103,8 +106,15 @@ class Mirror:
         self._drop(gone)
         return self._altered(found), gone
 
-    def checks_answered(self, state: Health, checks: Iterable[Any], index: int) -> list[ServiceInstance]:
-        """Takes an answer of `health/state/STATE`; returns the instances whose health is other."""
+    def checks_answered(
+        self, state: Health, checks: Iterable[Any], index: int
+    ) -> tuple[list[ServiceInstance], list[str]]:
+        """Takes an answer of `health/state/STATE`.
+
+        Returns the instances that are worse, and the names of modules to be read because one of
+        their instances seems to be better: a check that left this state may have gone over to the
+        other one, or be gone with its instance, and the answers that tell of it may be yet to come.
+        """
         before, now = self._checks.get(state, {}), _by_place(checks)
         self._checks[state], self._index[state] = now, index
         affected = set(self._ahead)
@@ -112,7 +122,8 @@ class Mirror:
             if before.get(where) != now.get(where):
                 affected |= self._at(*where)
         self._ahead = {key for key in self._ahead if self._is_ahead(key)}
-        return self._altered(affected)
+        better = {key for key in affected if self._seems_better(key)}
+        return self._altered(affected - better), sorted({key.module for key in better})
 
     def nodes_answered(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
         """Takes an answer of `catalog/nodes`; returns the instances whose address is another."""
@@ -184,6 +195,12 @@ class Mirror:
             if instance != told:
                 altered.append(instance)
         return altered
+
+    def _seems_better(self, key: InstanceKey) -> bool:
+        told = self._told.get(key)
+        return (
+            told is not None and _GRAVITY[self._health(self._known[key.module][key])] < _GRAVITY[told.health]
+        )
 
     def _address(self, known: _Known) -> str:
         if not known.inherits or self._addresses_index < known.index:

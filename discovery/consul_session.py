@@ -124,7 +124,9 @@ class Session:
                     self._to_read.in_passing(self._doubtful)
 
     async def _take_state(self, state: Health, answer: Answer, moved: bool) -> None:
-        await self._tell(self._mirror.checks_answered(state, answer.data, answer.index))
+        worse, to_read = self._mirror.checks_answered(state, answer.data, answer.index)
+        self._to_read.first(to_read)
+        await self._tell(worse)
 
     async def _take_nodes(self, answer: Answer, moved: bool) -> None:
         await self._tell(self._mirror.nodes_answered(answer.data, answer.index))

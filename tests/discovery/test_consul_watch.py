@@ -421,14 +421,33 @@ def test_answers_that_cross__the_read_is_newer_than_the_watch() -> None:
     crossed = mirror()
     altered, _ = crossed.service_answered("m", [entry("critical")], 10)
     assert healths(altered) == [Health.CRITICAL]
-    assert crossed.checks_answered(Health.CRITICAL, [CHECK], 10) == []
-    assert healths(crossed.checks_answered(Health.CRITICAL, [], 12)) == [Health.PASSING]
+    assert crossed.checks_answered(Health.CRITICAL, [CHECK], 10) == ([], [])
+    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
+    assert healths(crossed.service_answered("m", [entry("passing")], 12)[0]) == [Health.PASSING]
 
 
 def test_answers_that_cross__unwell_and_well_again_before_the_watch_told() -> None:
     crossed = mirror()
     crossed.service_answered("m", [entry("critical")], 10)
-    assert healths(crossed.checks_answered(Health.CRITICAL, [], 12)) == [Health.PASSING]
+    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
+    assert healths(crossed.service_answered("m", [entry("passing")], 12)[0]) == [Health.PASSING]
+
+
+def test_answers_that_cross__from_one_unwell_state_to_the_other() -> None:
+    crossed = mirror()
+    crossed.checks_answered(Health.WARNING, [CHECK], 10)
+    crossed.service_answered("m", [entry("warning")], 10)
+    assert crossed.checks_answered(Health.WARNING, [], 12) == ([], ["m"]), "it is not said to be well"
+    assert healths(crossed.checks_answered(Health.CRITICAL, [CHECK], 12)[0]) == [Health.CRITICAL]
+
+
+def test_answers_that_cross__an_unwell_instance_goes() -> None:
+    crossed = mirror()
+    crossed.checks_answered(Health.CRITICAL, [CHECK], 10)
+    crossed.service_answered("m", [entry("critical")], 10)
+    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
+    altered, gone = crossed.service_answered("m", [], 12)
+    assert (altered, [key.id for key in gone]) == ([], ["i"])
 
 
 def test_odd_entries_are_survived() -> None:
