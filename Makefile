@@ -1,5 +1,6 @@
 # The ways to run, test and check Lictor; `make` alone lists them. The work is done by scripts/.
 #   make test ARGS="-k digest -x"         passes arguments on to pytest
+#   make soak STEPS=5000 SEED=1           plays as many steps, from this seed on
 #   make test PYTHON=python3.12           makes the environment with another interpreter
 
 .DEFAULT_GOAL := help
@@ -8,7 +9,7 @@ export PYTHON
 ARGS ?=
 python := .venv/bin/python
 
-.PHONY: help setup venv demo test check lint types format wheel-test successor-test docker-test demo-test pins clean
+.PHONY: help setup venv demo test soak check lint types format wheel-test successor-test docker-test demo-test pins clean
 
 help:            ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -26,6 +27,9 @@ demo: venv       ## Start a Consul, Lictor and three sample modules; Ctrl-C ends
 
 test: setup      ## Run the tests, but for those of wheel-test, docker-test and demo-test
 	@$(python) -m pytest -m "not wheel and not docker and not demo" $(ARGS)
+
+soak: setup      ## Play Lictor under faults on random seeds; STEPS=2000 SEED=N
+	@$(python) -m tests.faults.soak $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: test lint types  ## Run the loop of CI: test, lint, types
 

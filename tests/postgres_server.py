@@ -38,9 +38,11 @@ class PostgresServer:
 
     `start` returns once the server takes connections. `url` names its database `postgres`, whose
     user `postgres` needs no password. As a context manager it starts, and removes all at the end.
+    A `durable` one keeps what was committed even if it is killed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._settings = SETTINGS | ({"synchronous_commit": "on"} if durable else {})
         self._programs = _find_programs()
         self._owner = _unprivileged_user()
         self.folder = Path(tempfile.mkdtemp(prefix="lictor-postgres-"))
@@ -74,7 +76,7 @@ class PostgresServer:
             raise RuntimeError("this PostgreSQL server is running already")
         if not (self.folder / "data" / "PG_VERSION").exists():
             self._create_data()
-        settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
+        settings = [f"--{name}={value}" for name, value in self._settings.items()]
         self._process = self._launch("postgres", f"--port={self.port}", *settings)
         self._wait_until_ready(time.monotonic() + deadline)
 
