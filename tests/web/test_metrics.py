@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -130,6 +133,28 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("sent", ["a", "00-4bf92f3577b34da6-01", "a/b=+:@._-"])
 def test_an_id_that_is_sent_comes_back(client: FlaskClient, cache: Cache, sent: str) -> None:
     assert client.get("/healthz", headers={"X-Request-Id": sent}).headers["X-Request-Id"] == sent
+
+
+def test_the_first_requests_of_a_process_may_come_at_once(
+    make_app: Callable[..., Flask], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # As in a process that was forked just now.
+    both = threading.Barrier(2)
+    urandom = os.urandom
+
+    def slow_urandom(size: int) -> bytes:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return urandom(size)
+
+    monkeypatch.setattr(os, "urandom", slow_urandom)
+
+    def ask(_: int) -> str:
+        return app.test_client().get("/healthz").headers["X-Request-Id"]
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(ask, range(2)))) == 2
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "ä", "a" * 129])
