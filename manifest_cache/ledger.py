@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -54,6 +54,7 @@ class Ledger:
         self._source_named: dict[str, Source] = {}
         self._module_named: dict[str, Module] = {}
         self._manifest_of: dict[tuple[str, str], Manifest] = {}
+        self._digests: set[str] = set()
         self._instances_of: dict[str, list[Instance]] = {}
         self._buried: dict[tuple[str, InstanceKey], Tombstone] = {}
         self._fresh: set[str] = set()
@@ -67,6 +68,11 @@ class Ledger:
     def due(self) -> list[Instance]:
         """The instances whose manifests are to be fetched now, because of what was told here."""
         return self._fetches.due
+
+    def expect(self, modules: Iterable[str], digests: Collection[str]) -> None:
+        """Loads together what is going to be asked for one by one."""
+        self._load(set(modules))
+        self._load_manifests(digests)
 
     def instance_of(self, source: str, key: InstanceKey) -> Instance | None:
         """The instance that a source knows by this key."""
@@ -99,10 +105,14 @@ class Ledger:
         return self._source_named[name]
 
     def _manifest(self, module: str, digest: str) -> Manifest | None:
-        if (module, digest) not in self._manifest_of:
-            found = self._manifests.load("digest", [digest])
-            self._manifest_of |= {(row.module, row.digest): row for row in found}
+        self._load_manifests([digest])
         return self._manifest_of.get((module, digest))
+
+    def _load_manifests(self, digests: Collection[str]) -> None:
+        unknown = set(digests) - self._digests
+        self._digests |= unknown
+        found = self._manifests.load("digest", unknown)
+        self._manifest_of |= {(row.module, row.digest): row for row in found}
 
     # What registries tell
 
@@ -393,7 +403,8 @@ class Ledger:
 
 
 def _is(row: Instance, source: str, key: InstanceKey) -> bool:
-    return row.source == source and _key(row) == key
+    # The id tells most apart, and costs least.
+    return row.id == key.id and row.source == source and _key(row) == key
 
 
 def _key(row: Instance | Tombstone) -> InstanceKey:

@@ -124,6 +124,7 @@ class Store:
         """
         with self._database.write() as session:
             ledger = Ledger(session, self._settings)
+            ledger.expect(*_named_in(outcomes))
             for job, outcome in outcomes:
                 row = ledger.instance_of(*job.key)
                 if row is None or row.generation != job.generation:
@@ -140,16 +141,21 @@ class Store:
             return ledger.close()
 
     def due_fetches(
-        self, *, limit: int, leave_out: Collection[tuple[str, InstanceKey]] = ()
+        self,
+        *,
+        limit: int,
+        leave_out: Collection[tuple[str, InstanceKey]] = (),
+        leave_out_hosts: Collection[str] = (),
     ) -> tuple[list[FetchJob], datetime | None]:
         """Up to `limit` jobs that are due, longest due first, and when the next one falls due.
 
-        `leave_out` are the keys of jobs that are under way already.
+        `leave_out` are the keys of jobs that are under way already, `leave_out_hosts` addresses of
+        which there are enough.
         """
         with self._database.read() as session:
             rows = session.exec(
                 select(Instance)
-                .where(col(Instance.fetch_at).is_not(None))
+                .where(col(Instance.fetch_at).is_not(None), col(Instance.address).not_in(leave_out_hosts))
                 .order_by(col(Instance.fetch_at))
                 .limit(limit + len(leave_out) + 1)
             ).all()
@@ -167,6 +173,12 @@ class Store:
                 reason = f"{source.registry_name} is not in LICTOR_REGISTRIES"
                 ledger.lost(Lost(source=source.name, reason=reason, retry_in=0))
             ledger.close()
+
+
+def _named_in(outcomes: Sequence[tuple[FetchJob, Outcome]]) -> tuple[set[str], set[str]]:
+    """The modules that outcomes are about, and the digests of their manifests."""
+    fetched = (outcome for _, outcome in outcomes if isinstance(outcome, Fetched))
+    return {job.instance.module for job, _ in outcomes}, {outcome.parsed.digest for outcome in fetched}
 
 
 def _is_asked_again(row: Instance, job: FetchJob, now: datetime) -> bool:

@@ -6,29 +6,28 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from datetime import datetime
 from typing import Any, TypeVar
 
 from discovery.backoff import Backoff
-from discovery.base import InstanceKey, Lost, Watcher
+from discovery.base import Lost, Watcher
 from discovery.consul_config import ConsulConfig
 from discovery.consul_lock import ConsulLock
 from discovery.follow import follow
 from manifest_cache.database import Database, FencedDatabase, StoreUnavailable
 from manifest_cache.doubt import Accept, Beliefs, Update
-from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import FetchConfig, ManifestFetcher
+from manifest_cache.fetching import Fetching
 from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
 from manifest_cache.leadership import Election, own_name
 from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
-from manifest_cache.models import utc_now
 from manifest_cache.push import PushRegistry
 from manifest_cache.registries import Registries
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import FetchJob, Outcome, Store
+from manifest_cache.store import Store
+from manifest_cache.wake import LONGEST, wake
 from manifest_cache.writer_thread import WriterThread
 
 logger = logging.getLogger(__name__)
@@ -36,15 +35,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Another process's commit whose signal is lost, and a schedule that nothing wakes, wait no longer.
-_LOOK_AGAIN = 5.0
 # How long a signal is waited for before the watching thread looks whether it should end.
 _SIGNAL_SLICE = 0.5
 _CLOSING = 1.0
-# What the schedule is read for can wait until what is known already has been begun.
-_BEHIND_OWN = 0.01
-# So many outcomes are written in one transaction at the most: it keeps others from writing.
-_BATCH = 500
 
 
 class Synchronizer:
@@ -94,13 +87,8 @@ class Term:
         self._registries = Registries(settings, consul)
         self._inbox = Inbox()
         self._beliefs = Beliefs(settings.max_drop, settings.doubt)
-        self._due = asyncio.Event()
         self._leases = asyncio.Event()
         self._requests = asyncio.Event()
-        self._in_flight: set[tuple[str, InstanceKey]] = set()
-        # Whether more is due than there was room for.
-        self._is_behind = False
-        self._outcomes: asyncio.Queue[tuple[FetchJob, Outcome]] = asyncio.Queue()
 
     async def run(self) -> None:
         """Runs until it is cancelled, and ends within a second then.
@@ -112,14 +100,14 @@ class Term:
         try:
             await self._begin()
             async with (
-                ManifestFetcher(_fetch_config(self._settings)) as self._fetcher,
+                ManifestFetcher(_fetch_config(self._settings)) as fetcher,
                 asyncio.TaskGroup() as self._group,
             ):
                 group = self._group
+                self._fetching = Fetching(fetcher, self._store, self._patiently)
+                group.create_task(self._fetching.run(), name="fetch")
                 group.create_task(self._follow_registries(), name="follow registries")
                 group.create_task(self._write_changes(), name="write changes")
-                group.create_task(self._write_outcomes(), name="write outcomes")
-                group.create_task(self._fetch_due(), name="fetch")
                 group.create_task(self._take_acceptances(), name="take acceptances")
                 group.create_task(self._notice_commits(), name="notice commits")
                 keeper = Housekeeping(self._database, self._settings)
@@ -156,7 +144,7 @@ class Term:
                 applied = await self._patiently("write changes", self._store.apply, updates)
                 STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
-                self._begin_fetches(applied.due)
+                self._fetching.begin(applied.due)
 
     async def _next_updates(self) -> tuple[float, list[Update]]:
         """What registries told, as far as it is believed, or what is believed now without new word.
@@ -180,64 +168,13 @@ class Term:
             for source in await self._patiently("read requests", self._store.accept_requests):
                 logger.warning("accepted by an operator source=%s", source)
                 self._inbox.put(Accept(source))
-            await _wait(self._requests, None)
-
-    async def _write_outcomes(self) -> None:
-        while True:
-            outcomes = [await self._outcomes.get()]
-            while not self._outcomes.empty() and len(outcomes) < _BATCH:
-                outcomes.append(self._outcomes.get_nowait())
-            await self._patiently("write manifests", self._store.apply_fetches, outcomes)
-            self._in_flight -= {job.key for job, _ in outcomes}
-            asyncio.get_running_loop().call_later(0 if self._is_behind else _BEHIND_OWN, self._due.set)
-
-    async def _fetch_due(self) -> None:
-        """Begins what falls due by the schedule: tries after a failure, and what other processes changed."""
-        while True:
-            self._due.clear()
-            following = None
-            room = self._room
-            if room > 0:
-                under_way = frozenset(self._in_flight)
-                jobs, following = await self._patiently(
-                    "read due fetches", self._store.due_fetches, limit=room, leave_out=under_way
-                )
-                self._is_behind = len(jobs) == room
-                self._begin_fetches(jobs)
-            await _wait(self._due, following)
-
-    @property
-    def _room(self) -> int:
-        return self._settings.fetch_concurrency - len(self._in_flight)
-
-    def _begin_fetches(self, jobs: Sequence[FetchJob]) -> None:
-        """Begins as many as there is room for; the schedule holds the others."""
-        free = [job for job in jobs if job.key not in self._in_flight]
-        now, later = free[: max(0, self._room)], free[max(0, self._room) :]
-        self._is_behind |= bool(later)
-        for job in now:
-            self._in_flight.add(job.key)
-            self._group.create_task(self._fetch_one(job), name=f"fetch {job.instance.id}")
-
-    async def _fetch_one(self, job: FetchJob) -> None:
-        outcome: Outcome
-        try:
-            outcome = await self._fetcher.fetch(job.instance, etag=job.etag)
-        except ManifestError as exc:
-            instance = job.instance
-            logger.warning("manifest rejected module=%s instance=%s: %s", instance.module, instance.id, exc)
-            outcome = exc
-        except Exception as exc:
-            # One odd module must not end the daemon: it is told that the fault is ours.
-            logger.exception("fetch failed unexpectedly instance=%s", job.instance.id)
-            outcome = ManifestError("internal-error", f"Lictor failed to fetch it: {exc!r}")
-        await self._outcomes.put((job, outcome))
+            await wake(self._requests)
 
     async def _expire(self) -> None:
         while True:
             self._leases.clear()
             following = await self._patiently("expire leases", self._push.expire)
-            await _wait(self._leases, following)
+            await wake(self._leases, following)
 
     async def _notice_commits(self) -> None:
         """Wakes the schedule when a web worker took in a registration, or an operator asked for something."""
@@ -247,11 +184,10 @@ class Term:
         def committed() -> None:
             self._leases.set()
             self._requests.set()
-            # It may be a commit of our own, and what that made due has been begun.
-            loop.call_later(_BEHIND_OWN, self._due.set)
+            self._fetching.wake()
 
         def notice() -> None:
-            backoff = Backoff(longest=_LOOK_AGAIN)
+            backoff = Backoff(longest=LONGEST)
             while not ended.is_set():
                 try:
                     watch = self._database.watch()
@@ -289,20 +225,12 @@ class Term:
                 await asyncio.sleep(pause)
 
 
-async def _wait(event: asyncio.Event, until: datetime | None) -> None:
-    """Waits for the event, until a moment, and never for long."""
-    seconds = _LOOK_AGAIN if until is None else (until - utc_now()).total_seconds()
-    try:
-        async with asyncio.timeout(max(0.0, min(seconds, _LOOK_AGAIN))):
-            await event.wait()
-    except TimeoutError:
-        pass
-
-
 def _fetch_config(settings: CacheSettings) -> FetchConfig:
     return FetchConfig(
         allow=settings.fetch_allow,
         concurrency=settings.fetch_concurrency,
+        # All instances may be on one host, and a host that hangs must leave places to others.
+        per_host=max(1, settings.fetch_concurrency // 2),
         deadline=settings.fetch_deadline,
         max_bytes=settings.fetch_max_bytes,
         manifest_path=settings.manifest_path,

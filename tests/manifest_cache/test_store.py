@@ -423,6 +423,12 @@ def test_due_fetches_tell_when_the_next_one_is(store: Store) -> None:
     assert following is not None
 
 
+def test_due_fetches_leave_hosts_out(store: Store) -> None:
+    store.apply([complete(instance(id_="a"), instance(id_="b", address="127.0.0.2"))])
+    due, _ = store.due_fetches(limit=10, leave_out_hosts=["127.0.0.1"])
+    assert [job.instance.id for job in due] == ["b"]
+
+
 def test_many_at_once(store: Store, reader: Reader) -> None:
     everything = [instance(f"m{n % 100}", f"m{n % 100}-{n}", node=f"n{n % 7}") for n in range(2000)]
     store.apply([complete(*everything)])

@@ -311,6 +311,19 @@ def test_a_refresh_that_another_process_asks_for(make: Callable[..., Sync], name
         eventually(lambda: sync.version(name) == "1.1.0")
 
 
+def test_a_host_that_hangs_does_not_keep_others_waiting(make: Callable[..., Sync], name: str) -> None:
+    sync = make(registries=("push",), fetch_concurrency=4, fetch_deadline=60.0)
+    with ManifestServer({"/manifest": silence}, host="127.0.0.9") as hanging, serving(name) as server:
+        places = [(f"{name}-hangs", number, hanging) for number in range(20)] + [(name, 0, server)]
+        for module, number, at in places:
+            instance = ServiceInstance(module=module, id=str(number), address=at.host, port=at.port)
+            sync.push.register(PushRegistration(instance=instance))
+        with sync.running():
+            hanging.wait_for_requests(2)
+            eventually(lambda: sync.version(name) == "1.0.0")
+            assert len(hanging.requests) == 2
+
+
 def test_silence_of_a_pushed_instance_is_noticed(make: Callable[..., Sync], name: str) -> None:
     sync = make(registries=("push",), heartbeat_interval=0.1, deregister_after=1.0)
     with sync.running(), serving(name) as server:
