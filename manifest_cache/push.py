@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.errors import UnknownInstance
-from manifest_cache.database import Database
+from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.event_log import index_of
 from manifest_cache.ledger import Ledger
 from manifest_cache.manifest import ParsedManifest
@@ -68,6 +68,7 @@ class PushRegistry:
     def __init__(self, database: Database, settings: CacheSettings) -> None:
         self._database = database
         self._settings = settings
+        self._missed = False
 
     def register(self, registration: PushRegistration) -> Registered:
         """Takes an instance in, or anew: one with the same module and id is replaced."""
@@ -116,7 +117,22 @@ class PushRegistry:
             return ledger.close()
 
     def expire(self) -> datetime | None:
-        """Makes silent instances critical, removes those that were it too long; when to look next."""
+        """Makes silent instances critical, removes those that were it too long; when to look next.
+
+        While the database could not serve no heartbeat could be taken either: after such a time
+        every instance has its whole patience anew.
+        """
+        try:
+            if self._missed:
+                self.extend()
+            following = self._expire_due()
+        except StoreUnavailable:
+            self._missed = True
+            raise
+        self._missed = False
+        return following
+
+    def _expire_due(self) -> datetime | None:
         with self._database.read() as session:
             following = _next_expiry(session)
         if following is None or following > utc_now():

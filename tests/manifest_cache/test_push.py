@@ -7,11 +7,13 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from discovery.base import Health, ServiceInstance
 from discovery.errors import UnknownInstance
 from manifest_cache import ledger
 from manifest_cache import push as push_module
+from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.fetcher import Fetched
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 from manifest_cache.models import Instance, utc_now
@@ -170,5 +172,23 @@ def test_a_time_in_which_nobody_listened_counts_for_nothing(
     push.expire()
     assert row(reader).health == Health.PASSING
     later(3631)
+    push.expire()
+    assert row(reader).health == Health.CRITICAL
+
+
+def test_a_time_in_which_no_heartbeat_could_be_stored_counts_for_nothing(
+    push: PushRegistry, database: Database, reader: Reader, later: Callable[[float], None]
+) -> None:
+    push.register(PushRegistration(instance=INSTANCE, manifest=manifest(), heartbeat_interval=10))
+    later(31)
+    with database.write() as session:
+        session.execute(text("ALTER TABLE push_leases RENAME TO hidden"))
+    with pytest.raises(StoreUnavailable):
+        push.expire()
+    with database.write() as session:
+        session.execute(text("ALTER TABLE hidden RENAME TO push_leases"))
+    push.expire()
+    assert row(reader).health == Health.PASSING
+    later(62)
     push.expire()
     assert row(reader).health == Health.CRITICAL
