@@ -18,7 +18,7 @@ from tests.consul_server import (
     consul_source,
 )
 
-pytest_plugins = ["tests.postgres_server"]
+pytest_plugins = ["tests.postgres_server", "tests.small_disk"]
 
 
 @pytest.fixture
