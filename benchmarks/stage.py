@@ -232,9 +232,12 @@ class Churn:
 
 @contextmanager
 def lictor(
-    consul: str, folder: str, command: str = "up", **settings: str
+    consul: str, folder: str, command: str = "up", *, ready: bool = True, **settings: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Lictor as `lictor up` runs it, or another command; yields the API's address and the process."""
+    """Lictor as `lictor up` runs it, or another command; yields the API's address and the process.
+
+    With `ready` once the API answers, else at once.
+    """
     bind, metrics = (f"{HOST}:{port}" for port in free_ports(2))
     environment = {
         **os.environ,
@@ -253,7 +256,8 @@ def lictor(
             cwd=folder,
         )
     try:
-        wait_until_ready(bind, process)
+        if ready:
+            wait_until_ready(bind, process)
         yield bind, process
     finally:
         process.send_signal(signal.SIGTERM)
