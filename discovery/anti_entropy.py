@@ -6,13 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from discovery.base import InstanceKey, ServiceInstance
 from discovery.consul_client import Answer
 from discovery.consul_mirror import Mirror
-from discovery.consul_queries import BlockingQuery, Queries, service_path
+from discovery.consul_queries import BlockingQuery, Queries, node_path, service_path
 from discovery.metrics import ANTI_ENTROPY_REPAIRS
 
 logger = logging.getLogger(__name__)
@@ -79,15 +79,28 @@ class AntiEntropy:
             await watched.take(answer, True)
 
     async def _compare_services(self) -> None:
-        suspects = {}
-        for name in sorted(self._mirror.names):
-            answer = await self._queries.read(service_path(name))
-            if self._mirror.differing(name, answer.data):
-                suspects[name] = self._mirror.reading(name)
+        suspects: dict[str, object] = {}
+        nodes = list(self._mirror.nodes)
+        async for names in (
+            self._by_node(nodes) if len(nodes) <= len(self._mirror.names) else self._by_service()
+        ):
+            suspects |= {name: self._mirror.reading(name) for name in names}
             await asyncio.sleep(_PACE)
         if suspects and await self._settled():
             for name, before in suspects.items():
                 await self._mend(name, before)
+
+    async def _by_node(self, nodes: Iterable[str]) -> AsyncGenerator[Collection[str]]:
+        """The names of services that differ, node by node."""
+        for node in nodes:
+            data = (await self._queries.read(node_path(node))).data or {}
+            yield self._mirror.differing_on_node(node, (data.get("Services") or {}).values())
+
+    async def _by_service(self) -> AsyncGenerator[Collection[str]]:
+        """The same, service by service."""
+        for name in sorted(self._mirror.names):
+            answer = await self._queries.read(service_path(name))
+            yield [name] if self._mirror.differing(name, answer.data) else []
 
     async def _settled(self) -> bool:
         """Waits until the watches had their chance; whether they came to rest."""

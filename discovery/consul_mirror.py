@@ -54,6 +54,11 @@ class Mirror:
     def has_states(self) -> bool:
         return len(self._index) == 2
 
+    @property
+    def nodes(self) -> set[str]:
+        """All nodes, and whichever else instances are known on; none before `catalog/nodes` was answered."""
+        return self._addresses.keys() | self._on_node.keys() if self._addresses else set()
+
     def instances(self) -> list[ServiceInstance]:
         return [self._as_known(known) for found in self._known.values() for known in found.values()]
 
@@ -154,6 +159,18 @@ class Mirror:
         """The instances that an answer of `health/service/NAME` tells of otherwise, but for their health."""
         known, found = self._known.get(name, {}), self._instances_in(entries, 0)
         return [key for key in known.keys() | found.keys() if not _is_same(known.get(key), found.get(key))]
+
+    def differing_on_node(self, node: str, services: Iterable[Any]) -> set[str]:
+        """The modules of which an answer of `catalog/node/NODE` tells that a service was written, or went."""
+        known = {
+            (key.module, key.id, self._known[key.module][key].written) for key in self._on_node.get(node, ())
+        }
+        told = {
+            (_text(service.get("Service")), _text(service.get("ID")), int(service.get("ModifyIndex") or 0))
+            for service in services
+            if self._tag in (service.get("Tags") or ()) and not service.get("Kind")
+        }
+        return {name for name, _, _ in known ^ told if name in self.names}
 
     def is_behind(self, name: str, index: int) -> bool:
         """Whether an answer of `health/service/NAME` at this index is older than what is known of it."""

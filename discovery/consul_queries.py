@@ -235,6 +235,11 @@ def service_path(name: str) -> str:
     return f"/v1/health/service/{quote(name, safe='')}"
 
 
+def node_path(name: str) -> str:
+    """Where the services of a node are, without their checks."""
+    return f"/v1/catalog/node/{quote(name, safe='')}"
+
+
 def _kind(path: str) -> str:
     """What a path asks for, of a handful of words."""
     _, _, area, what, *_ = path.split("/")

@@ -14,15 +14,15 @@ from discovery.anti_entropy import AntiEntropy, Watched
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.consul_client import Answer
 from discovery.consul_mirror import Mirror
-from discovery.consul_queries import BlockingQuery, IndexWentBack, Queries, Stalled, service_path
+from discovery.consul_queries import BlockingQuery, IndexWentBack, Queries, Stalled, node_path, service_path
 from discovery.errors import RegistryUnavailable
 from discovery.metrics import WATCH_RESTARTS
-from discovery.to_read import ToRead
+from discovery.to_read import Node, Place, Service, ToRead
 
 logger = logging.getLogger(__name__)
 
 READERS = 2
-"""How many services are read at the same time."""
+"""How many services or nodes are read at the same time."""
 
 CONNECTIONS = 4 + READERS
 """To Consul, in all: one for each blocking query, and the readers'."""
@@ -30,6 +30,8 @@ CONNECTIONS = 4 + READERS
 _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
+# More places than this take longer to look through than all checks of a cluster.
+_MANY = 250
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
 _RESTARTS = 3
 
@@ -59,6 +61,7 @@ class Session:
         self._first_pass: set[str] | None = None
         self._doubtful: set[str] = set()
         self._reading = 0
+        self._lively: dict[str, None] = {}
         self._told_all = False
         self._told_at = 0.0
         self._told_doubt: str | None = None
@@ -96,7 +99,7 @@ class Session:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             name: partial(self._watch, watched) for name, watched in self._watches.items()
         }
-        loops |= {f"read-{number}": self._read_services for number in range(READERS)}
+        loops |= {f"read-{number}": self._read_places for number in range(READERS)}
         loops |= {"search": self._search, "contact": self._keep_contact, "anti-entropy": comparison.run}
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
@@ -121,22 +124,27 @@ class Session:
                 await watched.take(answer, moved)
                 if not self._queries.is_doubtful(watched.query.path):
                     # What was read in a time of doubt may be another by now, and no index tells.
-                    self._to_read.in_passing(self._doubtful)
+                    self._to_read.in_passing(map(Service, self._doubtful))
 
     async def _take_state(self, state: Health, answer: Answer, moved: bool) -> None:
         worse, to_read = self._mirror.checks_answered(state, answer.data, answer.index)
-        self._to_read.first(to_read)
+        self._to_read.first(map(Service, to_read))
         await self._tell(worse)
 
     async def _take_nodes(self, answer: Answer, moved: bool) -> None:
-        await self._tell(self._mirror.nodes_answered(answer.data, answer.index))
+        before = self._mirror.nodes
+        altered = self._mirror.nodes_answered(answer.data, answer.index)
+        if before:
+            # Whoever looked through the nodes meanwhile did not know of these.
+            self._to_read.then(map(Node, self._mirror.nodes - before))
+        await self._tell(altered)
 
     async def _take_services(self, answer: Answer, moved: bool) -> None:
         renamed, gone = self._mirror.catalog_answered(answer.data)
         if self._first_pass is None:
             self._first_pass = set(self._mirror.names)
         self._first_pass -= gone.keys()
-        self._to_read.first(renamed)
+        self._to_read.first(map(Service, renamed))
         for name in gone:
             self._doubtful.discard(name)
             self._queries.forget(service_path(name))
@@ -148,13 +156,7 @@ class Session:
     # What is read
 
     async def _search(self) -> None:
-        """Reads what else may be behind an index that moved.
-
-        A registration that changed need not show in the names and their tags. Mostly its checks
-        are rewritten with it, and one query over all checks names them. What even that does not
-        name may be any service, so all are read again: at once if nothing at all was named, and in
-        passing if something was, for that will mostly have been all.
-        """
+        """Looks for what else may be behind an index that moved, see `_look_through`."""
         while True:
             await self._moved.wait()
             self._moved.clear()
@@ -175,31 +177,65 @@ class Session:
             await asyncio.sleep(time.monotonic() - begun)
 
     async def _look_through(self, unnamed: bool) -> None:
-        answer = await self._queries.read("/v1/health/state/any")
-        rewritten = self._mirror.all_checks_answered(answer.data)
-        self._to_read.first(rewritten)
-        if unnamed and not rewritten:
-            self._to_read.then(self._mirror.names)
+        """Has read again whatever may have changed; `unnamed` if nothing at all is named yet.
+
+        A registration that changed need not show in the names and their tags. What is on a node
+        shows by its indexes which services were written, so the nodes are looked through, those
+        where most was found lately first. Where they are many, their number makes that slow: then
+        one query over all checks comes first, as mostly these are rewritten with a registration,
+        and the rest is looked through in passing if it named something. Where they outnumber the
+        services, these are read instead.
+        """
+        nodes = self._nodes_by_liveliness()
+        places: list[Place] = [Node(name) for name in nodes]
+        if not places or len(places) > len(self._mirror.names):
+            places = [Service(name) for name in self._mirror.names]
+        if len(places) > _MANY:
+            answer = await self._queries.read("/v1/health/state/any")
+            rewritten = self._mirror.all_checks_answered(answer.data)
+            self._to_read.first(map(Service, rewritten))
+            unnamed = unnamed and not rewritten
+        if unnamed:
+            self._to_read.then(places)
         else:
-            self._to_read.in_passing(self._mirror.names)
+            self._to_read.in_passing(places)
+
+    def _nodes_by_liveliness(self) -> list[str]:
+        nodes = self._mirror.nodes
+        lively = [node for node in reversed(self._lively) if node in nodes]
+        return list(dict.fromkeys([*lively, *nodes]))
 
     @property
     def _is_settled(self) -> bool:
         """Whether all that follows from what the watches said has been read."""
         return not (self._moved.is_set() or self._searching or self._to_read or self._reading)
 
-    async def _read_services(self) -> None:
+    async def _read_places(self) -> None:
         while True:
-            name = await self._to_read.take()
+            place = await self._to_read.take()
+            path = service_path(place.name) if isinstance(place, Service) else node_path(place.name)
             self._reading += 1
             try:
-                answer = await self._queries.read(service_path(name))
+                answer = await self._queries.read(path)
             except Stalled:
-                self._to_read.first([name])
+                self._to_read.first([place])
                 raise
             finally:
                 self._reading -= 1
-            await self._take_service(name, answer)
+            if isinstance(place, Service):
+                await self._take_service(place.name, answer)
+            else:
+                self._take_node(place.name, answer)
+
+    def _take_node(self, name: str, answer: Answer) -> None:
+        # What is doubtful about it is so about the services that are read next as well.
+        self._queries.forget(node_path(name))
+        services = (answer.data or {}).get("Services") or {}
+        changed = self._mirror.differing_on_node(name, services.values())
+        if changed:
+            self._lively.pop(name, None)
+            self._lively[name] = None
+        self._to_read.first(map(Service, changed))
 
     async def _take_service(self, name: str, answer: Answer) -> None:
         if self._mirror.is_behind(name, answer.index):

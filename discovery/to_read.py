@@ -1,4 +1,4 @@
-"""What is to be read next: names in, as likely to have changed as they are, one name at a time out."""
+"""What is to be read next: services and nodes in, the likeliest to have changed first; one at a time out."""
 
 from __future__ import annotations
 
@@ -6,44 +6,64 @@ import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
 
-# Between two names that are read in passing, in seconds.
+# Between two places that are read in passing, in seconds.
 _PACE = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The instances of a service, with all that is told of them."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is registered on a node, to see which services have changed."""
+
+    name: str
+
+
+Place: TypeAlias = Service | Node
+"""Where to look; a node and a service of the same name are two."""
+
+
 class ToRead:
-    """Names of services that are to be read: each once, those likeliest to have changed first.
+    """Places that are to be read: each once, those likeliest to have changed first.
 
     What is to be read in passing only is given out slowly, so that it costs little however many
     changes come one after the other.
     """
 
     def __init__(self) -> None:
-        self._first: dict[str, None] = {}
-        self._then: dict[str, None] = {}
-        self._in_passing: dict[str, None] = {}
+        self._first: dict[Place, None] = {}
+        self._then: dict[Place, None] = {}
+        self._in_passing: dict[Place, None] = {}
         self._next_in_passing = 0.0
         self._filled = asyncio.Event()
 
-    def first(self, names: Iterable[str]) -> None:
-        self._first.update(dict.fromkeys(names))
+    def first(self, places: Iterable[Place]) -> None:
+        self._first.update(dict.fromkeys(places))
         self._filled.set()
 
-    def then(self, names: Iterable[str]) -> None:
-        self._then.update(dict.fromkeys(names))
+    def then(self, places: Iterable[Place]) -> None:
+        self._then.update(dict.fromkeys(places))
         self._filled.set()
 
-    def in_passing(self, names: Iterable[str]) -> None:
-        self._in_passing.update(dict.fromkeys(names))
+    def in_passing(self, places: Iterable[Place]) -> None:
+        self._in_passing.update(dict.fromkeys(places))
         self._filled.set()
 
     def __bool__(self) -> bool:
         return bool(self._first or self._then or self._in_passing)
 
-    async def take(self) -> str:
+    async def take(self) -> Place:
         while True:
-            if names := self._first or self._then:
-                return self._given(next(iter(names)))
+            if waiting := self._first or self._then:
+                return self._given(next(iter(waiting)))
             pause = self._next_in_passing - time.monotonic()
             if self._in_passing and pause <= 0:
                 self._next_in_passing = time.monotonic() + _PACE
@@ -53,8 +73,8 @@ class ToRead:
                 async with asyncio.timeout(pause if self._in_passing else None):
                     await self._filled.wait()
 
-    def _given(self, name: str) -> str:
+    def _given(self, place: Place) -> Place:
         """It is read now, so whatever else it was to be read for is done with that."""
-        for names in (self._first, self._then, self._in_passing):
-            names.pop(name, None)
-        return name
+        for waiting in (self._first, self._then, self._in_passing):
+            waiting.pop(place, None)
+        return place
