@@ -128,10 +128,10 @@ def described_error(row: Instance) -> dict[str, Any] | None:
     return {
         "type": row.error_type,
         "detail": row.error_detail,
-        "at": row.error_at and _rfc3339(row.error_at),
-        "retry_at": row.fetch_at and _rfc3339(row.fetch_at),
+        "at": row.error_at and rfc3339(row.error_at),
+        "retry_at": row.fetch_at and rfc3339(row.fetch_at),
     }
 
 
-def _rfc3339(moment: datetime) -> str:
+def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

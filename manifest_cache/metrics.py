@@ -44,3 +44,13 @@ LEADER = Gauge("lictor_leader", "Whether this synchronizer leads (1) or stands b
 LEADERSHIP_CHANGES = Counter(
     "lictor_leadership_changes_total", "How often this synchronizer took the lead or gave it up."
 )
+WEBHOOK_DELIVERIES = Counter(
+    "lictor_webhook_deliveries_total",
+    "Tries to deliver a webhook, by receiver and what became of them: delivered, or why not.",
+    ["receiver", "outcome"],
+)
+WEBHOOK_LAG = Gauge(
+    "lictor_webhook_lag_seconds",
+    "How old the oldest event is that a receiver of webhooks is still to be sent; 0 if there is none.",
+    ["receiver"],
+)

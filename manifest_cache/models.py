@@ -231,3 +231,16 @@ class Leadership(SQLModel, table=True):
     since: datetime | None = _maybe_moment()
     renewed_at: datetime | None = _maybe_moment()
     locks: list[str] = Field(default_factory=list, sa_type=JSON)
+
+
+class WebhookPosition(SQLModel, table=True):
+    """How far a receiver of webhooks has got: the last event that it was sent, or that was none for it.
+
+    `series` is what the ids of its messages begin with.
+    """
+
+    __tablename__ = "webhook_positions"
+
+    receiver: str = Field(primary_key=True)
+    series: str
+    position: int

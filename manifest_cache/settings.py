@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PlainValidator, field_validator
@@ -9,6 +10,9 @@ from pydantic_settings import NoDecode
 
 from discovery.settings import CommaSeparated, DiscoverySettings, Duration
 from manifest_cache.fetch_allow import DEFAULT_ALLOW, Network, network
+
+Networks = Annotated[tuple[Annotated[Network, PlainValidator(network)], ...], NoDecode, CommaSeparated]
+"""Reads `10.0.0.0/8,fd00::/8`."""
 
 
 class CacheSettings(DiscoverySettings):
@@ -29,9 +33,7 @@ class CacheSettings(DiscoverySettings):
         pattern=r"^/",
         description="Where a module serves its manifest, unless its meta `manifest_path` says otherwise.",
     )
-    fetch_allow: Annotated[
-        tuple[Annotated[Network, PlainValidator(network)], ...], NoDecode, CommaSeparated
-    ] = Field(
+    fetch_allow: Networks = Field(
         default=DEFAULT_ALLOW,
         description="The networks that manifests may be fetched from, separated by commas. Link-local "
         "addresses and those of clouds' metadata services never are, unless one is named by itself "
@@ -99,12 +101,38 @@ class CacheSettings(DiscoverySettings):
         "unless it registered with another time.",
     )
 
-    @field_validator("fetch_allow")
+    webhooks: Path | None = Field(
+        default=None,
+        description="A TOML file that names who is told of events by HTTP (see [webhooks](webhooks.md)). It "
+        "is read again when it changes. Without it, nobody is told.",
+    )
+    webhook_allow: Networks = Field(
+        default=DEFAULT_ALLOW,
+        description="The networks that webhooks may be sent to, as for `LICTOR_FETCH_ALLOW`.",
+    )
+    webhook_deadline: Duration = Field(
+        default=15.0,
+        gt=0,
+        le=300,
+        description="How long a receiver of webhooks may take to answer, from connecting on.",
+    )
+    webhook_retry_max: Duration = Field(
+        default=300.0, gt=0, description="The longest pause between two tries to deliver a webhook."
+    )
+
+    @field_validator("fetch_allow", "webhook_allow")
     @classmethod
     def _not_nowhere(cls, networks: tuple[Network, ...]) -> tuple[Network, ...]:
         if not networks:
             raise ValueError("must name a network at least, or not be set")
         return networks
+
+    @field_validator("webhooks")
+    @classmethod
+    def _names_a_file(cls, path: Path | None) -> Path | None:
+        if path == Path():
+            raise ValueError("is empty: name a file, or leave it unset")
+        return path
 
     @field_validator("database_url")
     @classmethod

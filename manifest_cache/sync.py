@@ -22,12 +22,13 @@ from manifest_cache.fetching import Fetching
 from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
 from manifest_cache.leadership import Election, own_name
-from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS, STORING_SECONDS
+from manifest_cache.metrics import STORING_SECONDS
 from manifest_cache.push import PushRegistry
 from manifest_cache.registries import Registries
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import Store
 from manifest_cache.wake import LONGEST, wake
+from manifest_cache.webhooks import Webhooks
 from manifest_cache.writer_thread import WriterThread
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Term:
         self._registries = Registries(settings, consul)
         self._inbox = Inbox()
         self._beliefs = Beliefs(settings.max_drop, settings.doubt)
+        self._webhooks = Webhooks(self._database, settings)
         self._leases = asyncio.Event()
         self._requests = asyncio.Event()
 
@@ -112,6 +114,7 @@ class Term:
                 group.create_task(self._notice_commits(), name="notice commits")
                 keeper = Housekeeping(self._database, self._settings)
                 group.create_task(keeper.run(), name="keep house")
+                group.create_task(self._webhooks.run(), name="webhooks")
                 if "push" in self._settings.registries:
                     group.create_task(self._expire(), name="expire")
         finally:
@@ -182,6 +185,7 @@ class Term:
         ended = threading.Event()
 
         def committed() -> None:
+            self._webhooks.notice()
             self._leases.set()
             self._requests.set()
             self._fetching.wake()
@@ -213,16 +217,7 @@ class Term:
         self, what: str, function: Callable[..., Result], *args: Any, **kwargs: Any
     ) -> Result:
         """Calls the database until it serves; nothing that was learnt is dropped meanwhile."""
-        backoff = Backoff(shortest=0.05, longest=5.0)
-        while True:
-            try:
-                with DATABASE_SECONDS.labels(what).time():
-                    return await self._thread.call(function, *args, **kwargs)
-            except StoreUnavailable as exc:
-                DATABASE_FAILURES.inc()
-                pause = backoff.next()
-                logger.warning("cannot %s retry_in=%.1fs: %s", what, pause, exc)
-                await asyncio.sleep(pause)
+        return await self._thread.patiently(what, function, *args, **kwargs)
 
 
 def _fetch_config(settings: CacheSettings) -> FetchConfig:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from discovery.backoff import Backoff
+from manifest_cache.database import StoreUnavailable
+from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -40,6 +47,21 @@ class WriterThread:
 
         self._calls.put(run)
         return await future
+
+    async def patiently(
+        self, what: str, function: Callable[..., Result], *args: Any, **kwargs: Any
+    ) -> Result:
+        """The result of a call of the database, which is tried again until the database serves."""
+        backoff = Backoff(shortest=0.05, longest=5.0)
+        while True:
+            try:
+                with DATABASE_SECONDS.labels(what).time():
+                    return await self.call(function, *args, **kwargs)
+            except StoreUnavailable as exc:
+                DATABASE_FAILURES.inc()
+                pause = backoff.next()
+                logger.warning("cannot %s retry_in=%.1fs: %s", what, pause, exc)
+                await asyncio.sleep(pause)
 
     def close(self, timeout: float) -> None:
         """Lets the calls end that were begun, for at most `timeout` seconds."""

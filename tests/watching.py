@@ -42,6 +42,11 @@ class Beside:
         self._begun.wait()
         return self
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._task.cancel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from sqlmodel import SQLModel
 from discovery.durations import parse_duration
 from discovery.names import address_fault, label_fault, meta_faults, path_fault, text_fault
 from manifest_cache import models
+from manifest_cache.event_types import EVENT_TYPES, EventType
 from manifest_cache.push import SOURCE as PUSH
 from manifest_cache.reader import Snapshot
 from web.parsing import Flag, Whole
@@ -32,25 +33,6 @@ LONGEST_WAIT = 600
 
 Status = Literal["available", "degraded", "unavailable"]
 HealthWord = Literal["passing", "warning", "critical", "maintenance"]
-EventType = Literal[
-    "module.registered",
-    "module.available",
-    "module.degraded",
-    "module.unavailable",
-    "module.forgotten",
-    "module.manifest_changed",
-    "module.manifest_rejected",
-    "module.version_skew",
-    "module.drift",
-    "instance.added",
-    "instance.changed",
-    "instance.health_changed",
-    "instance.removed",
-    "registry.connected",
-    "registry.lost",
-    "registry.doubted",
-    "registry.accepted",
-]
 
 
 def rfc3339(at: datetime) -> str:
@@ -555,7 +537,7 @@ class Event(_Answered):
     index: int
     at: Moment
     # Not checked against the words that this program knows: a newer one may have written it.
-    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(EventType))})]
+    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(EVENT_TYPES)})]
     module: str | None
     instance: str | None
     registry: str | None

@@ -43,3 +43,11 @@ def load_all(
     if settings is None or faults:
         raise ConfigError(faults)
     return settings, consul
+
+
+def refuse_faulty_webhooks(settings: Settings) -> None:
+    """Raises ConfigError with every fault of the file that names the receivers of webhooks."""
+    if settings.webhooks is not None:
+        from manifest_cache.webhook_file import WebhookFile
+
+        WebhookFile(settings.webhooks).read()

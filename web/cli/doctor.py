@@ -26,7 +26,7 @@ from web.cli.output import COLOURS, console, counted, plain, show_json
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check what Lictor depends on, and say how to mend it.
 
-    Settings, Consul and the rights of its token, database and disk, clocks, limits, push.
+    Settings, Consul and the rights of its token, database and disk, clocks, limits, push, webhooks.
     """
     findings: list[Finding] = []
     for finding in _look():
@@ -58,6 +58,10 @@ def _look() -> Iterator[Finding]:
         yield from look_at_consul(consul)
     yield from look_at_database(settings.database_url)
     yield from look_at_machine(settings)
+    if settings.webhooks is not None:
+        from web.cli.doctor_webhooks import look_at_webhooks
+
+        yield from look_at_webhooks(settings.webhooks, settings.database_url)
 
 
 def _show(finding: Finding) -> None:

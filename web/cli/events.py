@@ -104,15 +104,12 @@ def events(
 def _refuse_unknown_types(types: Sequence[str]) -> None:
     if not types:
         return
-    from typing import get_args
+    from manifest_cache.event_types import EVENT_TYPES
 
-    from web.schemas import EventType
-
-    known = get_args(EventType)
-    unknown = [word for word in types if word not in known]
+    unknown = [word for word in types if word not in EVENT_TYPES]
     if unknown:
         raise click.BadParameter(
-            f"{', '.join(map(repr, unknown))} is none of {', '.join(known)}", param_hint="'--type'"
+            f"{', '.join(map(repr, unknown))} is none of {', '.join(EVENT_TYPES)}", param_hint="'--type'"
         )
 
 

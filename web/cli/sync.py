@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from web.cli.cache import refuse_missing_file
-from web.cli.configuration import load_all
+from web.cli.configuration import load_all, refuse_faulty_webhooks
 from web.cli.epilog import epilog
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def sync() -> None:
     from web.metrics_server import serving_metrics
 
     settings, consul = load_all()
+    refuse_faulty_webhooks(settings)
     dictConfig(logging_config(settings))
     database = Database(settings.database_url)
     refuse_missing_file(database)

@@ -16,6 +16,7 @@ import click
 from discovery import __version__
 from discovery.backoff import Backoff
 from discovery.errors import DiscoveryError
+from web.cli.configuration import refuse_faulty_webhooks
 from web.cli.epilog import epilog
 from web.cli.output import plain
 from web.cli.plan import DEFAULT_CONSUL_PORT, DEFAULT_DNS_PORT, Plan, planned
@@ -72,6 +73,7 @@ def up(
     """
     began = time.monotonic()
     plan = planned(bind, mode, consul_port, dns_port)
+    refuse_faulty_webhooks(plan.settings)
     schema = _migrated(plan.settings)
     try:
         if plan.agent is not None:
