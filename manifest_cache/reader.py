@@ -97,6 +97,10 @@ class Snapshot:
     def module(self, name: str) -> Module | None:
         return self._session.get(Module, name)
 
+    def sources_of(self, module: str) -> set[str]:
+        """The names of the sources that a module's instances come from."""
+        return set(self._session.exec(select(Instance.source).where(Instance.module == module).distinct()))
+
     def near_names(self, name: str, limit: int = 3) -> list[str]:
         """Names of modules that look like `name`, the likest first."""
         names = self._session.exec(select(Module.name)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ def module_page(name: str) -> Response:
     with backend().snapshot() as snapshot:
         read = Read(snapshot)
         module = known_module(read, name)
-        return _unless_known(read, lambda: _module_page(read, module), registries=module.registries)
+        return _unless_known(read, lambda: _module_page(read, module), module=module)
 
 
 def _module_page(read: Read, module: models.Module) -> str:
@@ -124,10 +124,10 @@ def problem_page(slug: str) -> str:
     return render_template("problem.html", kind=PROBLEMS[slug])
 
 
-def _unless_known(read: Read, render: Any, *, registries: Sequence[str] = ()) -> Response:
+def _unless_known(read: Read, render: Any, *, module: models.Module | None = None) -> Response:
     """The page, or 304: its ETag also changes with this program, which made its markup."""
     try:
-        read.unless_known(etag=f"{read.snapshot.index}-{_build()}", registries=registries)
+        read.unless_known(etag=f"{read.snapshot.index}-{_build()}", module=module)
         response = Response(render())
     except NotModified:
         response = Response(status=304)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,22 +54,34 @@ class Read:
         self._etag = str(snapshot.index)
         self._feeding: Sequence[models.Source] = snapshot.sources
 
-    def unless_known(self, *, etag: str | None = None, registries: Collection[str] = ()) -> None:
+    def unless_known(self, *, etag: str | None = None, module: models.Module | None = None) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.
 
-        `etag` stands in for the index, `registries` are those that feed the answer, empty for all.
+        `etag` stands in for the index, `module` is the one that the answer tells of: its sources
+        feed it, and else all do.
         Raises TooStale where one of these was out of reach for longer than the client bears.
         """
         if etag is not None:
             self._etag = etag
-        if registries:
-            self._feeding = [source for source in self._feeding if source.registry_name in registries]
+        if module is not None:
+            self._feeding = self._sources_of(module)
         if self._max_stale is not None:
             oldest = longest_unconfirmed(self._feeding)
             if oldest is not None and is_older(oldest, self._max_stale, utc_now()):
                 raise TooStale.of(oldest.name, self._max_stale, contact([oldest]))
         if request.if_none_match.contains_weak(self._etag):
             raise NotModified
+
+    def _sources_of(self, module: models.Module) -> Sequence[models.Source]:
+        """The sources that a module's instances come from; all where it has none left."""
+        if not module.registries:
+            return self._feeding
+        feeding = [source for source in self._feeding if source.registry_name in module.registries]
+        if len({source.registry_name for source in feeding}) < len(feeding):
+            # One registry has several sources, and only the instances tell which of them it is.
+            names = self.snapshot.sources_of(module.name)
+            feeding = [source for source in feeding if source.name in names]
+        return feeding
 
     @property
     def lost(self) -> Sequence[models.Source]:

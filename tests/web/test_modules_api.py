@@ -338,6 +338,16 @@ def test_several_lost_registries(cache: Cache, client: FlaskClient) -> None:
     assert [part.partition(";")[0] for part in stale] == ["consul/dc1", "consul/dc2"]
 
 
+def test_one_modules_answer_names_the_sources_that_feed_it(cache: Cache, client: FlaskClient) -> None:
+    cache.announce(instance("near"), instance("both"))
+    cache.announce(instance("far"), instance("both", 2), source="consul/dc2")
+    cache.lose("consul/dc2")
+    for name, is_stale in (("near", False), ("far", True), ("both", True)):
+        for path in ("", "/instances"):
+            headers = client.get(f"{API}/modules/{name}{path}").headers
+            assert ("consul/dc2" in headers.get("X-Lictor-Stale", "")) == is_stale
+
+
 def test_names_that_need_quoting(cache: Cache, client: FlaskClient) -> None:
     cache.announce(instance("größe: 50% <b>"))
     answer = get(client, "/modules/gr%C3%B6%C3%9Fe%3A%2050%25%20%3Cb%3E")

@@ -67,7 +67,7 @@ def list_modules(read: Read, query: ModulesQuery) -> ModuleList:
 )
 def show_module(read: Read, name: str, query: ModuleQuery) -> Module:
     module = known_module(read, name)
-    read.unless_known(registries=module.registries)
+    read.unless_known(module=module)
     return _shapes(read, [module], [*query.include, "instances"])[0]
 
 
@@ -86,7 +86,7 @@ def show_manifest(read: Read, name: str) -> bytes:
     manifest = read.snapshot.manifest(name, module.digest) if module.digest else None
     if manifest is None:
         raise _no_manifest(read, name)
-    read.unless_known(etag=manifest.digest, registries=module.registries)
+    read.unless_known(etag=manifest.digest, module=module)
     return manifest.content.encode()
 
 
@@ -105,7 +105,7 @@ def list_manifests(read: Read, name: str, query: PageQuery) -> ManifestList:
     after = place_behind("manifests", query.cursor, str)
     if after is not None and read.snapshot.manifest(name, after) is None:
         raise broken_cursor()
-    read.unless_known(registries=module.registries)
+    read.unless_known(module=module)
     history = read.snapshot.manifest_history(name, limit=query.limit + 1, after=after)
     rows, last = page(history, query.limit)
     return ManifestList(
@@ -130,7 +130,7 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
     manifest = read.snapshot.manifest(name, digest)
     if manifest is None:
         raise UnknownManifest(f"The module {name} has no manifest {digest}. {UnknownManifest.advice}")
-    read.unless_known(etag=manifest.digest, registries=module.registries)
+    read.unless_known(etag=manifest.digest, module=module)
     return manifest.content.encode()
 
 
@@ -147,7 +147,7 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
 def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList:
     module = known_module(read, name)
     after = place_behind("instances", query.cursor, int)
-    read.unless_known(registries=module.registries)
+    read.unless_known(module=module)
     found = read.snapshot.instance_page(name, passing=query.passing, limit=query.limit + 1, after=after)
     rows, last = page(found, query.limit)
     read.tells_last_seen = True
