@@ -25,6 +25,8 @@ _AHEAD = 1000
 _BATCH = 500
 # So long outcomes are gathered for one transaction while more are coming than can be fetched at once.
 _GATHERING = 0.05
+# So long the schedule is not read again while there is more to fetch than there are places for.
+_BUSY_PAUSE = 0.2
 # What the schedule is read for can wait until what is known already has been begun.
 _BEHIND_OWN = 0.01
 
@@ -41,8 +43,8 @@ class Fetching:
         self._store = store
         self._patiently = patiently
         self._due = asyncio.Event()
-        # From being taken until its outcome is written.
-        self._taken: set[tuple[str, InstanceKey]] = set()
+        # From being taken until its outcome is written; of an instance that registers anew the new job.
+        self._taken: dict[tuple[str, InstanceKey], FetchJob] = {}
         self._waiting: dict[str, deque[FetchJob]] = {}
         self._running: Counter[str] = Counter()
         self._hanging: set[str] = set()
@@ -58,13 +60,17 @@ class Fetching:
 
     def begin(self, jobs: Sequence[FetchJob]) -> None:
         """Takes jobs, as many as there is room for; the schedule holds the others."""
-        new = [job for job in jobs if job.key not in self._taken]
+        new = [job for job in jobs if self._is_new(job)]
         room = max(0, _AHEAD - len(self._taken))
         self._is_behind |= len(new) > room
         for job in new[:room]:
-            self._taken.add(job.key)
+            self._taken[job.key] = job
             self._waiting.setdefault(job.instance.address, deque()).append(job)
         self._start()
+
+    def _is_new(self, job: FetchJob) -> bool:
+        taken = self._taken.get(job.key)
+        return taken is None or taken.generation < job.generation
 
     def wake(self) -> None:
         """Something may have fallen due that was not told here."""
@@ -82,11 +88,14 @@ class Fetching:
                     "read due fetches",
                     self._store.due_fetches,
                     limit=room,
-                    leave_out=frozenset(self._taken),
+                    leave_out=frozenset(job.claim for job in self._taken.values()),
                     leave_out_hosts=self._crowded,
                 )
                 self._is_behind = len(jobs) == room
                 self.begin(jobs)
+            if self._is_busy:
+                # Each commit wakes, our own as well: there is enough to do without looking that often.
+                await asyncio.sleep(_BUSY_PAUSE)
             await wake(self._due, following)
 
     def _start(self) -> None:
@@ -96,6 +105,9 @@ class Fetching:
             if jobs:
                 # Behind the others: it is their turn.
                 self._waiting[host] = jobs
+            if self._taken.get(job.key) is not job:
+                # The instance has registered anew since.
+                continue
             self._running[host] += 1
             self._group.create_task(self._fetch(job), name=f"fetch {job.instance.id}")
 
@@ -158,5 +170,7 @@ class Fetching:
             while not self._outcomes.empty() and len(outcomes) < _BATCH:
                 outcomes.append(self._outcomes.get_nowait())
             await self._patiently("write manifests", self._store.apply_fetches, outcomes)
-            self._taken -= {job.key for job, _ in outcomes}
+            for job, _ in outcomes:
+                if self._taken.get(job.key) is job:
+                    del self._taken[job.key]
             asyncio.get_running_loop().call_later(0 if self._is_behind else _BEHIND_OWN, self._due.set)

@@ -5,6 +5,7 @@ Run as `python -m manifest_cache.manifest` it prints the manifest's JSON Schema.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -343,6 +344,7 @@ def _said(value: Any) -> str:
     return f"the number {value}"
 
 
+@functools.lru_cache(maxsize=4096)
 def version_key(version: str) -> semver.Version:
     """Sorts semantic versions by precedence; those that differ in build metadata alone are equal."""
     return semver.Version.parse(version)

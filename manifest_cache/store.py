@@ -39,6 +39,11 @@ class FetchJob:
         """What tells it from the jobs of other instances."""
         return self.source, self.instance.key
 
+    @property
+    def claim(self) -> tuple[str, InstanceKey, int]:
+        """What tells it from all other jobs: an instance that registers anew has a new one."""
+        return *self.key, self.generation
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -144,12 +149,12 @@ class Store:
         self,
         *,
         limit: int,
-        leave_out: Collection[tuple[str, InstanceKey]] = (),
+        leave_out: Collection[tuple[str, InstanceKey, int]] = (),
         leave_out_hosts: Collection[str] = (),
     ) -> tuple[list[FetchJob], datetime | None]:
         """Up to `limit` jobs that are due, longest due first, and when the next one falls due.
 
-        `leave_out` are the keys of jobs that are under way already, `leave_out_hosts` addresses of
+        `leave_out` are the claims of jobs that are under way already, `leave_out_hosts` addresses of
         which there are enough.
         """
         with self._database.read() as session:
@@ -160,7 +165,7 @@ class Store:
                 .limit(limit + len(leave_out) + 1)
             ).all()
         now = utc_now()
-        waiting = [(row, job) for row in rows if (job := _job(row)).key not in leave_out]
+        waiting = [(row, job) for row in rows if (job := _job(row)).claim not in leave_out]
         due = [job for row, job in waiting if row.fetch_at and row.fetch_at <= now]
         following = waiting[len(due)][0].fetch_at if len(waiting) > len(due) else None
         return due[:limit], following

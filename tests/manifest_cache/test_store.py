@@ -414,7 +414,7 @@ def test_due_fetches_tell_when_the_next_one_is(store: Store) -> None:
     store.apply([complete(instance(id_="a"), instance(id_="b"))])
     due, _ = store.due_fetches(limit=1)
     assert len(due) == 1
-    rest, following = store.due_fetches(limit=10, leave_out=[due[0].key])
+    rest, following = store.due_fetches(limit=10, leave_out=[due[0].claim])
     assert len(rest) == 1
     assert following is None
     store.apply_fetches([(job, manifest()) for job in jobs(store)])

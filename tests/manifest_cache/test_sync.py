@@ -324,6 +324,16 @@ def test_a_host_that_hangs_does_not_keep_others_waiting(make: Callable[..., Sync
             assert len(hanging.requests) == 2
 
 
+def test_an_instance_that_moves_is_not_waited_for_where_it_was(make: Callable[..., Sync], name: str) -> None:
+    sync = make(registries=("push",), fetch_deadline=60.0)
+    with ManifestServer({"/manifest": silence}) as hanging, serving(name) as server, sync.running():
+        for at in (hanging, server):
+            instance = ServiceInstance(module=name, id="1", address=at.host, port=at.port)
+            sync.push.register(PushRegistration(instance=instance))
+            at.wait_for_requests(1)
+        eventually(lambda: sync.version(name) == "1.0.0")
+
+
 def test_silence_of_a_pushed_instance_is_noticed(make: Callable[..., Sync], name: str) -> None:
     sync = make(registries=("push",), heartbeat_interval=0.1, deregister_after=1.0)
     with sync.running(), serving(name) as server:
