@@ -46,6 +46,31 @@ _REFUSED_PAUSE = 60.0
 _LEAVING = 0.7
 
 
+SERVICE_RIGHT = f'service "{SERVICE}" {{ policy = "write" }}'
+SESSION_RIGHT = 'session_prefix "" { policy = "write" }'
+
+
+def key_right(key: str) -> str:
+    """The rule that lets a token lock this key."""
+    return f'key "{key}" {{ policy = "write" }}'
+
+
+def registration(holder: str) -> dict[str, Any]:
+    """As what the holder of a lock registers itself with the agent."""
+    id = f"{SERVICE}-{holder}"
+    return {
+        "Name": SERVICE,
+        "ID": id,
+        "Check": {
+            "CheckID": f"service:{id}",
+            "Name": "The synchronizer gives signs of life",
+            "TTL": format_duration(CHECK_TTL),
+            "Status": "passing",
+            "DeregisterCriticalServiceAfter": format_duration(_DEREGISTER_AFTER),
+        },
+    }
+
+
 class ConsulLock:
     """Holds the lock of `key` while it is sought and free; `run` does the work, until it is cancelled.
 
@@ -57,7 +82,7 @@ class ConsulLock:
         self._config = replace(config, timeout=min(config.timeout, _CALL_TIMEOUT))
         self._key = key
         self._holder = holder
-        self._id = f"{SERVICE}-{holder}"
+        self._id = registration(holder)["ID"]
         self._sought = False
         self._had_it = False
         self._asked_anew = asyncio.Event()
@@ -117,7 +142,7 @@ class ConsulLock:
     async def _round(self, client: AsyncConsulClient) -> None:
         """A sign of life, a look at the key until it changes or the next sign is due, and what follows."""
         await self._beat(client)
-        self._right = f'key "{self._key}" {{ policy = "write" }}'
+        self._right = key_right(self._key)
         owner = await self._owner(client)
         is_ours = bool(owner) and owner == self._session
         self._set_held(is_ours and self._sought)
@@ -127,7 +152,7 @@ class ConsulLock:
             await self._acquire(client)
 
     async def _beat(self, client: AsyncConsulClient) -> None:
-        self._right = f'service "{SERVICE}" {{ policy = "write" }}'
+        self._right = SERVICE_RIGHT
         self._beat_at = time.monotonic()
         if self._registered:
             try:
@@ -136,21 +161,8 @@ class ConsulLock:
             except UnknownInstance:
                 logger.info("Consul has forgotten this process, which registers again as %s", self._id)
                 self._registered = False
-        await client.register(self._definition())
+        await client.register(registration(self._holder))
         self._registered = True
-
-    def _definition(self) -> dict[str, Any]:
-        return {
-            "Name": SERVICE,
-            "ID": self._id,
-            "Check": {
-                "CheckID": f"service:{self._id}",
-                "Name": "The synchronizer gives signs of life",
-                "TTL": format_duration(CHECK_TTL),
-                "Status": "passing",
-                "DeregisterCriticalServiceAfter": format_duration(_DEREGISTER_AFTER),
-            },
-        }
 
     async def _owner(self, client: AsyncConsulClient) -> str:
         """The session that holds the key, or "" if none does."""
@@ -179,14 +191,14 @@ class ConsulLock:
 
     async def _acquire(self, client: AsyncConsulClient) -> None:
         session = await self._living_session(client)
-        self._right = f'key "{self._key}" {{ policy = "write" }}'
+        self._right = key_right(self._key)
         since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         value = json.dumps({"holder": self._holder, "since": since})
         self._set_held(bool(await client.api.kv.put(self._key, value, acquire=session)))
 
     async def _living_session(self, client: AsyncConsulClient) -> str:
         """The session, which is made anew only if Consul has ended it: another could hold the key for us."""
-        self._right = 'session_prefix "" { policy = "write" }'
+        self._right = SESSION_RIGHT
         if not self._session or (await client.api.session.info(self._session))[1] is None:
             self._session = await client.send(self._session_call())
         return self._session

@@ -75,10 +75,10 @@ class Election:
             while True:
                 await self._lead(await self._stand_by(), lead)
         finally:
+            locking.cancel()
             # Where the database does not serve, the next leader waits for the lease to run out.
             with suppress(StoreError, TimeoutError):
                 await asyncio.wait_for(self._thread.call(self._stand_down), _CLOSING)
-            locking.cancel()
             await asyncio.gather(locking, return_exceptions=True)
             self._thread.close(0)
 

@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 # How long a signal is waited for before the watching thread looks whether it should end.
 _SIGNAL_SLICE = 0.5
-_CLOSING = 1.0
+_CLOSING = 0.5
 
 
 class Synchronizer:

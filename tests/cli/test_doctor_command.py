@@ -31,9 +31,10 @@ def statuses(found: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def test_all_is_well(lictor: Lictor, cache: Cache, consul: RunningConsul) -> None:
-    cache.announce(instance("financial"))
     lictor.settings["CONSUL_HTTP_ADDR"] = consul.http_addr
     lictor.serve()
+    lictor.start("sync").wait_for("following source=consul")
+    eventually(lambda: findings(lictor).get("source consul"))
     done = lictor.run("doctor")
     assert done.returncode == 0, done.stdout
     assert "0 failed" in done.stdout
@@ -80,6 +81,32 @@ def test_the_rights_of_a_token(
     assert found["consul rights"]["status"] == status
     assert told in found["consul rights"]["detail"]
     assert ("lictor-read.hcl" in found["consul rights"]["mend"]) is (status == "fail")
+
+
+def test_the_rights_to_lead(lictor: Lictor, cache: Cache, guarded: ConsulServer) -> None:
+    where = {"CONSUL_HTTP_ADDR": guarded.http_addr, "LICTOR_LEADER_KEY": "lictor/a"}
+    token = guarded.create_token(POLICY.read_text())
+    assert findings(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]["status"] == "ok"
+    reading = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } '
+    token = guarded.create_token(reading + 'session_prefix "" { policy = "write" }')
+    found = findings(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]
+    assert found["status"] == "warn"
+    assert 'key "lictor/a" { policy = "write" }' in found["mend"]
+    assert 'service "lictor" { policy = "write" }' in found["mend"]
+    assert "session" not in found["mend"]
+    with guarded.client(token=guarded.management_token) as client:
+        assert client.api.kv.get("lictor/a")[1] is None
+        assert not [one for one in client.health_service("lictor").data if "try" in one["Service"]["ID"]]
+
+
+def test_which_synchronizer_leads(lictor: Lictor, cache: Cache) -> None:
+    leader = lictor.start("sync", LICTOR_REGISTRIES="push")
+    name = leader.wait_for(r"leading holder=(\S+)")[1]
+    found = findings(lictor)["synchronizer"]
+    assert found["status"] == "ok"
+    assert found["detail"].startswith(f"{name} leads since ")
+    leader.end()
+    assert findings(lictor)["synchronizer"]["status"] == "warn"
 
 
 def test_no_token_where_one_is_needed(lictor: Lictor, cache: Cache, guarded: ConsulServer) -> None:

@@ -13,15 +13,9 @@ import pytest
 
 from discovery.consul_client import ConsulClient
 from discovery.consul_config import ConsulConfig
-from discovery.consul_lock import SERVICE, ConsulLock
+from discovery.consul_lock import SERVICE, SERVICE_RIGHT, SESSION_RIGHT, ConsulLock, key_right
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 from tests.watching import Beside
-
-RIGHTS = {
-    "service": f'service "{SERVICE}" {{ policy = "write" }}',
-    "session": 'session_prefix "" { policy = "write" }',
-    "key": 'key "KEY" { policy = "write" }',
-}
 
 
 class Holder(Beside):
@@ -156,7 +150,7 @@ def test_a_consul_that_hangs_is_not_believed_to_hold_it_still(
     eventually(lambda: holder.holds)
 
 
-@pytest.mark.parametrize("missing", RIGHTS)
+@pytest.mark.parametrize("missing", ["service", "session", "key"])
 def test_a_right_that_is_missing_is_told_once(
     make: Make,
     consul_server: Callable[..., ConsulServer],
@@ -167,11 +161,11 @@ def test_a_right_that_is_missing_is_told_once(
 ) -> None:
     monkeypatch.setattr("discovery.consul_lock._REFUSED_PAUSE", 0.05)
     server = consul_server(acl=True)
-    rules = {name: rule.replace("KEY", key) for name, rule in RIGHTS.items()}
-    given = "\n".join([rule for name, rule in rules.items() if name != missing])
-    given += '\nnode_prefix "" { policy = "read" }'
+    rights = {"service": SERVICE_RIGHT, "session": SESSION_RIGHT, "key": key_right(key)}
+    lacking = rights.pop(missing)
+    token = server.create_token("\n".join([*rights.values(), 'node_prefix "" { policy = "read" }']))
     with caplog.at_level(logging.WARNING, "discovery.consul_lock"):
-        holder = make(server.config(token=server.create_token(given)))
-        eventually(lambda: rules[missing] in caplog.text)
-        assert caplog.text.count(rules[missing]) == 1
+        holder = make(server.config(token=token))
+        eventually(lambda: lacking in caplog.text)
+        assert caplog.text.count(lacking) == 1
     assert not holder.holds

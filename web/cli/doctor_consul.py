@@ -10,6 +10,7 @@ from typing import Any
 
 from discovery.consul_client import Call, ConsulClient, Reply
 from discovery.consul_config import ConsulConfig
+from discovery.consul_lock_rights import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
 from web.cli.finding import Finding, clock, fail, ok, warn
 from web.cli.output import counted
@@ -24,7 +25,7 @@ _ACLS_ARE_OFF = 401
 _POLICY = 'consul/policies/lictor-read.hcl: service_prefix "" and node_prefix "" with policy = "read"'
 
 
-def look_at_consul(config: ConsulConfig) -> Iterator[Finding]:
+def look_at_consul(config: ConsulConfig, leader_key: str) -> Iterator[Finding]:
     with ConsulClient(replace(config, timeout=_LIMIT)) as client:
         try:
             leader = client.status_leader().data
@@ -39,6 +40,7 @@ def look_at_consul(config: ConsulConfig) -> Iterator[Finding]:
         yield _state(config, leader, agent)
         yield _token(client)
         yield _rights(client)
+        yield _leading(client, leader_key)
         yield _connections(agent)
         yield _clock(client)
 
@@ -95,6 +97,18 @@ def _rights(client: ConsulClient) -> Finding:
         return warn("consul rights", told, mend)
     told = f"{counted(len(services.data), 'service')} on {counted(len(nodes.data), 'node')} can be read"
     return ok("consul rights", told)
+
+
+def _leading(client: ConsulClient, key: str) -> Finding:
+    """Synchronizers get along without the lock, but one that hangs is noticed later then."""
+    try:
+        missing = missing_rights(client, key)
+    except DiscoveryError as exc:
+        return warn("consul lock", str(exc), "see that Consul's servers have a leader")
+    if missing:
+        mend = f"give the token the policy consul/policies/lictor-read.hcl, or its own: {' '.join(missing)}"
+        return warn("consul lock", f"synchronizers may not choose their leader by the key {key}", mend)
+    return ok("consul lock", f"synchronizers may choose their leader by the key {key}")
 
 
 def _connections(agent: dict[str, Any]) -> Finding:

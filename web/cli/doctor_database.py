@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
+from manifest_cache.lease import Lease
 from manifest_cache.models import Source
 from manifest_cache.reader import Reader
 from web.cli.finding import Finding, clock, fail, ok, warn
@@ -22,6 +23,8 @@ _SPACE_FAILURE = 50 * _MEGABYTE
 _SPACE_WARNING = 500 * _MEGABYTE
 # A quiet Consul is heard from every five minutes or so.
 _SILENCE = 660.0
+# A leader is heard from every two seconds.
+_LEADERS_SILENCE = 30.0
 
 
 def look_at_database(url: str) -> Iterator[Finding]:
@@ -36,6 +39,7 @@ def look_at_database(url: str) -> Iterator[Finding]:
         yield state
         if state.status == "ok":
             yield _writing(database)
+            yield _leader(database)
             yield from _contacts(database)
         if database.path is None and state.status == "ok":
             yield _clock(database)
@@ -93,12 +97,17 @@ def _contacts(database: Database) -> Iterator[Finding]:
         sources = list(snapshot.sources)
     for source in sources:
         yield _contact(source)
-    if not sources:
-        yield warn(
-            "synchronizer",
-            "no registry was ever heard from",
-            "run `lictor sync`, or all of it by `lictor up`",
-        )
+
+
+def _leader(database: Database) -> Finding:
+    """Which synchronizer leads. Clocks of machines differ a little, so only a long silence counts."""
+    row = Lease(database).look()
+    mend = "run `lictor sync`, or all of it by `lictor up`"
+    if row.holder is None or row.since is None or row.renewed_at is None:
+        return warn("synchronizer", "none leads: nothing is followed, and nothing expires", mend)
+    if (datetime.now(UTC) - row.renewed_at).total_seconds() > _LEADERS_SILENCE:
+        return warn("synchronizer", f"{row.holder} led, and was last heard from {age(row.renewed_at)}", mend)
+    return ok("synchronizer", f"{row.holder} leads since {age(row.since)}")
 
 
 def _contact(source: Source) -> Finding:

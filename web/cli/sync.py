@@ -31,7 +31,7 @@ def sync() -> None:
 
     It follows the registries, fetches manifests and keeps the cache. SIGTERM and SIGINT end it
     within two seconds. Consul and modules may be away, now or later: it says so, and goes on
-    trying.
+    trying. Several may run: one leads, the others stand by.
     """
     from logging.config import dictConfig
 
