@@ -84,6 +84,25 @@ class Snapshot:
             query = query.where(col(Module.name) > after)
         return self._session.exec(query.order_by(col(Module.name)).limit(limit)).all()
 
+    def module_names(
+        self, wanted: ModuleFilter = ModuleFilter(), *, limit: int = 100, after: str | None = None
+    ) -> Sequence[str]:
+        """The names of modules in their order, those after the name `after`."""
+        query = select(Module.name).where(*_conditions(wanted))
+        if after is not None:
+            query = query.where(col(Module.name) > after)
+        return self._session.exec(query.order_by(col(Module.name)).limit(limit)).all()
+
+    def modules_named(self, names: Collection[str]) -> Sequence[Module]:
+        """Those of the modules that are there."""
+        return self._session.exec(select(Module).where(col(Module.name).in_(names))).all()
+
+    def changed_modules(self, after: int) -> dict[str, int]:
+        """The modules that events after this index tell of, with the index of the last one."""
+        query = select(Event.module, func.max(Event.index)).where(col(Event.index) > after)
+        rows = self._session.exec(query.group_by(col(Event.module))).all()
+        return {name: index for name, index in rows if name is not None and index is not None}
+
     def status_counts(self, wanted: ModuleFilter = ModuleFilter()) -> dict[str, int]:
         """How many modules there are of each status."""
         query = select(Module.status, func.count()).where(*_conditions(wanted)).group_by(Module.status)
@@ -97,9 +116,10 @@ class Snapshot:
     def module(self, name: str) -> Module | None:
         return self._session.get(Module, name)
 
-    def sources_of(self, module: str) -> set[str]:
-        """The names of the sources that a module's instances come from."""
-        return set(self._session.exec(select(Instance.source).where(Instance.module == module).distinct()))
+    def sources_of(self, names: Collection[str]) -> set[str]:
+        """The names of the sources that the instances of these modules come from."""
+        query = select(Instance.source).where(col(Instance.module).in_(names))
+        return set(self._session.exec(query.distinct()))
 
     def near_names(self, name: str, limit: int = 3) -> list[str]:
         """Names of modules that look like `name`, the likest first."""

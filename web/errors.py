@@ -20,7 +20,8 @@ Problem                             type                        status
 ├── InternalError                   internal-error              500
 ├── DatabaseUnavailable             database-unavailable        503
 ├── TooManyWatchers                 too-many-watchers           503
-└── WrongSchema                     wrong-schema                503
+├── WrongSchema                     wrong-schema                503
+└── TooStale                        too-stale                   503
 
 A body has `type` (`/problems/` and the word above: a page that explains it), `title`, `status` and
 `detail`; `errors` where single parameters or fields are faulty, each with `parameter` or `field`

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from apispec import APISpec
 from flask import Blueprint, Flask, current_app
@@ -176,9 +176,9 @@ def _parameters(model: type[BaseModel], place: str) -> Iterator[dict[str, Any]]:
     """A parameter for each field of a model."""
     if model is NoParameters:
         return
-    properties = model.model_json_schema()["properties"]
-    for name, schema in properties.items():
-        parameter = {"name": name, "in": place, "required": place == "path"}
+    described = model.model_json_schema()
+    for name, schema in described["properties"].items():
+        parameter = {"name": name, "in": place, "required": name in described.get("required", ())}
         schema = {key: value for key, value in schema.items() if key != "title"}
         for key in ("description", "allowEmptyValue"):
             if key in schema:
@@ -195,7 +195,7 @@ def _parameters(model: type[BaseModel], place: str) -> Iterator[dict[str, Any]]:
 def _answer(operation: Operation) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": operation.answer_description or operation.summary + "."}
     if operation.answer is not None:
-        answer["content"] = {JSON: {"schema": _ref(operation.answer)}}
+        answer["content"] = {JSON: {"schema": _schema_of(operation, operation.answer)}}
     elif operation.schema is not None:
         answer["content"] = {JSON: {"schema": dict(operation.schema)}}
     for media in operation.media:
@@ -205,6 +205,31 @@ def _answer(operation: Operation) -> dict[str, Any]:
     if headers:
         answer["headers"] = _headers(headers)
     return answer
+
+
+def _schema_of(operation: Operation, answer: type[BaseModel]) -> dict[str, Any]:
+    """The schema of an answer, of which less may be asked for."""
+    if "fields" not in operation.query.model_fields:
+        return _ref(answer)
+    whole = _ref(answer)
+    if "items" not in answer.model_fields:
+        return {"anyOf": [whole, _part_of(answer)]}
+    (item,) = get_args(answer.model_fields["items"].annotation)
+    others = [name for name in answer.model_fields if name != "items"]
+    part = _part_of(answer)
+    part["properties"]["items"] = {"type": "array", "items": _part_of(item)}
+    return {"anyOf": [whole, {**part, "required": ["items", *others]}]}
+
+
+def _part_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A schema for some of a model's fields: what `fields` leaves."""
+    properties = f"{_ref(model)['$ref']}/properties"
+    return {
+        "type": "object",
+        "description": "With `fields`: only these.",
+        "properties": {name: {"$ref": f"{properties}/{name}"} for name in model.model_fields},
+        "additionalProperties": False,
+    }
 
 
 def _problems(operation: Operation) -> dict[str, Any]:

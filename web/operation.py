@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -67,13 +67,12 @@ class Endpoint:
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         return self._respond(self._function(**arguments))
 
-    def _respond(self, answer: BaseModel | Response | bytes | None) -> Response:
+    def _respond(self, answer: BaseModel | Response | bytes | None, fields: Collection[str] = ()) -> Response:
         if isinstance(answer, Response):
             return answer
         if isinstance(answer, BaseModel):
-            return Response(
-                answer.model_dump_json(exclude_unset=True), self.operation.status, content_type=JSON
-            )
+            document = answer.model_dump_json(exclude_unset=True, include=_only(answer, fields))
+            return Response(document, self.operation.status, content_type=JSON)
         if isinstance(answer, bytes):
             return Response(answer, self.operation.status, content_type=JSON)
         # Nothing has no type.
@@ -90,7 +89,8 @@ class ReadEndpoint(Endpoint):
         with backend().snapshot() as snapshot:
             read = Read(snapshot, max_stale)
             try:
-                response = self._respond(self._function(read=read, **arguments))
+                answer = self._function(read=read, **arguments)
+                response = self._respond(answer, getattr(query, "fields", ()))
             except NotModified:
                 response = Response(status=304)
                 del response.headers["Content-Type"]
@@ -192,6 +192,13 @@ _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
 _OF_WAITING = (errors.TooManyWatchers,)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
 _OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
+
+
+def _only(answer: BaseModel, fields: Collection[str]) -> Any:
+    """Of each item of a list these fields, as pydantic wants to be told."""
+    if not fields:
+        return None
+    return {**dict.fromkeys(type(answer).model_fields, True), "items": {"__all__": set(fields)}}
 
 
 def _check_accept(media: Sequence[str]) -> None:

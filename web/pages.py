@@ -127,7 +127,7 @@ def problem_page(slug: str) -> str:
 def _unless_known(read: Read, render: Any, *, module: models.Module | None = None) -> Response:
     """The page, or 304: its ETag also changes with this program, which made its markup."""
     try:
-        read.unless_known(etag=f"{read.snapshot.index}-{_build()}", module=module)
+        read.unless_known(etag=f"{read.snapshot.index}-{_build()}", modules=[module] if module else [])
         response = Response(render())
     except NotModified:
         response = Response(status=304)

@@ -58,14 +58,15 @@ class ReadCache:
         self._backend = backend
         self._answers = _Answers(limit)
         self._contacts = _Contacts(backend)
-        self._making: dict[_Asked, threading.Event] = {}
+        self._making: dict[_Asked, _Making] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _asked(environ)
         if asked is None:
             return self._app(environ, start_response)
         try:
-            sent = self._kept(asked, environ) or self._made(asked, environ)
+            index = self._backend.index()
+            sent = self._kept(asked, index, environ) or self._made(asked, index, environ)
         except StoreError:
             # The application knows how to tell.
             _PASSED.inc()
@@ -74,9 +75,8 @@ class ReadCache:
         start_response(sent.status, sent.headers.copy())
         return [sent.body] if sent.body and environ["REQUEST_METHOD"] == "GET" else []
 
-    def _kept(self, asked: _Asked, environ: WSGIEnvironment) -> Sent | None:
-        """The answer that is kept, if it still holds. Raises StoreError."""
-        index = self._backend.index()
+    def _kept(self, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent | None:
+        """The answer that is kept, if it still holds at this index. Raises StoreError."""
         answer = self._answers.get(asked)
         if answer is None or not self._holds(answer, index):
             return None
@@ -100,20 +100,30 @@ class ReadCache:
             self._answers.put(asked, answer)
         return sent
 
-    def _made(self, asked: _Asked, environ: WSGIEnvironment) -> Sent:
-        """The application's answer, which is kept. Of those who want the same at once one makes it."""
-        made = threading.Event()
-        making = self._making.setdefault(asked, made)
-        if making is not made:
-            making.wait(_PATIENCE)
-            return self._kept(asked, environ) or self._from_app(asked, environ)
+    def _made(self, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent:
+        """An answer that is made now. Of those who want the same at once one makes it for all."""
+        while True:
+            mine = _Making()
+            making = self._making.setdefault(asked, mine)
+            if making is mine:
+                return self._make(mine, asked, environ)
+            if not making.done.wait(_PATIENCE) or making.answer is None:
+                return self._from_app(asked, environ)[0]
+            # Not yet if it was begun before this request came in, and something changed in between.
+            if making.answer.index >= index:
+                _HIT.inc()
+                return self._for_client(asked, making.answer, environ)
+
+    def _make(self, making: _Making, asked: _Asked, environ: WSGIEnvironment) -> Sent:
         try:
-            return self._from_app(asked, environ)
+            sent, making.answer = self._from_app(asked, environ)
+            return sent
         finally:
             del self._making[asked]
-            made.set()
+            making.done.set()
 
-    def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> Sent:
+    def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
+        """What the application sends, and the answer that is kept of it, if it is one."""
         _MISS.inc()
         # Whole, whatever this client knows of it: the next one may not.
         whole = {**environ, "REQUEST_METHOD": "GET"}
@@ -122,10 +132,18 @@ class ReadCache:
         facts = whole.get(FACTS)
         environ[ROUTE] = whole.get(ROUTE, "none")
         if facts is None or not sent.status.startswith("200 "):
-            return sent
+            return sent, None
         answer = KeptAnswer(sent, facts, environ[ROUTE])
         self._answers.put(asked, answer)
-        return self._for_client(asked, answer, environ)
+        return self._for_client(asked, answer, environ), answer
+
+
+class _Making:
+    """An answer that is being made; None in the end if it can be for nobody else."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.answer: KeptAnswer | None = None
 
 
 def _asked(environ: WSGIEnvironment) -> _Asked | None:

@@ -54,17 +54,17 @@ class Read:
         self._etag = str(snapshot.index)
         self._feeding: Sequence[models.Source] = snapshot.sources
 
-    def unless_known(self, *, etag: str | None = None, module: models.Module | None = None) -> None:
+    def unless_known(self, *, etag: str | None = None, modules: Sequence[models.Module] = ()) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.
 
-        `etag` stands in for the index, `module` is the one that the answer tells of: its sources
+        `etag` stands in for the index, `modules` are those that the answer tells of: their sources
         feed it, and else all do.
         Raises TooStale where one of these was out of reach for longer than the client bears.
         """
         if etag is not None:
             self._etag = etag
-        if module is not None:
-            self._feeding = self._sources_of(module)
+        if modules:
+            self._feeding = self._sources_of(modules)
         if self._max_stale is not None:
             oldest = longest_unconfirmed(self._feeding)
             if oldest is not None and is_older(oldest, self._max_stale, utc_now()):
@@ -72,14 +72,15 @@ class Read:
         if request.if_none_match.contains_weak(self._etag):
             raise NotModified
 
-    def _sources_of(self, module: models.Module) -> Sequence[models.Source]:
-        """The sources that a module's instances come from; all where it has none left."""
-        if not module.registries:
+    def _sources_of(self, modules: Sequence[models.Module]) -> Sequence[models.Source]:
+        """The sources that the instances of modules come from; all where one has none left."""
+        if not all(module.registries for module in modules):
             return self._feeding
-        feeding = [source for source in self._feeding if source.registry_name in module.registries]
+        registries = {name for module in modules for name in module.registries}
+        feeding = [source for source in self._feeding if source.registry_name in registries]
         if len({source.registry_name for source in feeding}) < len(feeding):
             # One registry has several sources, and only the instances tell which of them it is.
-            names = self.snapshot.sources_of(module.name)
+            names = self.snapshot.sources_of([module.name for module in modules])
             feeding = [source for source in feeding if source.name in names]
         return feeding
 

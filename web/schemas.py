@@ -25,6 +25,7 @@ from manifest_cache import models
 from manifest_cache.event_types import EVENT_TYPES, EventType
 from manifest_cache.push import SOURCE as PUSH
 from manifest_cache.reader import Snapshot
+from web.fields import EventField, InstanceField, ManifestField, ModuleField, TombstoneField
 from web.parsing import Flag, Whole
 
 MOST_ITEMS = 1000
@@ -131,6 +132,12 @@ Include = Annotated[
 ]
 
 
+_FIELDS: Any = Field(
+    default_factory=list,
+    description="Only these fields of each item; may be repeated or separated by commas.",
+)
+
+
 class NoParameters(_Asked):
     """A path or query without parameters."""
 
@@ -200,12 +207,26 @@ class ModulesQuery(ReadQuery):
         default="", description="Part of the name or the title, in whatever case."
     )
     include: Include = Field(default_factory=list)
+    fields: list[ModuleField] = _FIELDS
     limit: Limit = 100
     cursor: Cursor = None
 
 
 class ModuleQuery(ReadQuery):
     include: Include = Field(default_factory=list)
+    fields: list[ModuleField] = Field(
+        default_factory=list, description="Only these fields; may be repeated or separated by commas."
+    )
+
+
+class LookupQuery(ReadQuery):
+    name: list[Annotated[Line, Field(min_length=1, max_length=255)]] = Field(
+        min_length=1,
+        max_length=MOST_ITEMS,
+        description="The names of the modules; may be repeated or separated by commas.",
+    )
+    include: Include = Field(default_factory=list)
+    fields: list[ModuleField] = _FIELDS
 
 
 class PageQuery(ReadQuery):
@@ -213,7 +234,16 @@ class PageQuery(ReadQuery):
     cursor: Cursor = None
 
 
+class ManifestsQuery(PageQuery):
+    fields: list[ManifestField] = _FIELDS
+
+
+class TombstonesQuery(PageQuery):
+    fields: list[TombstoneField] = _FIELDS
+
+
 class InstancesQuery(PageQuery):
+    fields: list[InstanceField] = _FIELDS
     passing: Flag = Field(
         default=False,
         description="Only instances to send traffic to: those that pass. May stand bare, as in Consul.",
@@ -222,6 +252,7 @@ class InstancesQuery(PageQuery):
 
 
 class EventsQuery(PageQuery):
+    fields: list[EventField] = _FIELDS
     after: Whole = Field(
         default=0, ge=0, le=LARGEST_INDEX, description="Only events with a greater index than this one."
     )
@@ -430,7 +461,7 @@ class Tombstone(_Answered):
 def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list[Instance]:
     """The shapes of instances, with when their registry last confirmed each of them."""
     contacts = {source.name: source.last_contact for source in snapshot.sources if source.name != PUSH}
-    beats = _last_beats(snapshot, [row.key for row in rows if row.source == PUSH and row.key is not None])
+    beats = last_beats(snapshot, rows)
     return [
         Instance.of(row, _latest(row.last_seen, contacts.get(row.source), beats.get(row.key or 0)))
         for row in rows
@@ -441,8 +472,9 @@ def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list
 _KEYS_AT_ONCE = 1000
 
 
-def _last_beats(snapshot: Snapshot, keys: Sequence[int]) -> dict[int, datetime]:
-    """When pushed instances sent their last heartbeats."""
+def last_beats(snapshot: Snapshot, rows: Sequence[models.Instance]) -> dict[int, datetime]:
+    """When those of these instances that were pushed sent their last heartbeats, by their keys."""
+    keys = [row.key for row in rows if row.source == PUSH and row.key is not None]
     return {
         key: lease.last_beat
         for start in range(0, len(keys), _KEYS_AT_ONCE)
@@ -554,6 +586,14 @@ Next = Annotated[str | None, Field(description="The cursor of the page after thi
 class ModuleList(_Answered):
     items: list[Module]
     next: Next
+    index: Index
+
+
+class ModuleLookup(_Answered):
+    """Modules in the order in which they were asked for."""
+
+    items: list[Module]
+    unknown: list[str] = Field(description="The names of which there is no module.")
     index: Index
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from flask.testing import FlaskClient
+from pydantic import BaseModel
 
 from discovery.base import Health
 from tests.web.filling import Cache, instance, told
+from web import schemas
 
 API = "/api/v1"
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -352,3 +354,75 @@ def test_names_that_need_quoting(cache: Cache, client: FlaskClient) -> None:
     cache.announce(instance("größe: 50% <b>"))
     answer = get(client, "/modules/gr%C3%B6%C3%9Fe%3A%2050%25%20%3Cb%3E")
     assert answer["name"] == "größe: 50% <b>"
+
+
+def test_several_modules_by_name(cache: Cache, client: FlaskClient) -> None:
+    for name in ("financial", "mailer", "lookup"):
+        cache.module(name)
+    answer = get(client, "/modules/lookup?name=mailer&name=nobody&name=financial,mailer&include=manifest")
+    assert (names(answer), answer["unknown"], answer["index"]) == (
+        ["mailer", "financial"],
+        ["nobody"],
+        cache.index(),
+    )
+    assert answer["items"][0]["manifest"]["name"] == "mailer"
+    assert answer["items"][1] == get(client, "/modules?q=financial&include=manifest")["items"][0]
+    assert names(get(client, "/modules/lookup?name=lookup")) == ["lookup"]
+    assert get(client, "/modules/lookup?name=a,b") == {
+        "items": [],
+        "unknown": ["a", "b"],
+        "index": cache.index(),
+    }
+
+
+def test_only_the_fields_that_are_asked_for(cache: Cache, client: FlaskClient) -> None:
+    cache.module("financial")
+    expected = {"name": "financial", "status": "available"}
+    for path in ("/modules?fields=name,status", "/modules/lookup?name=financial&fields=status&fields=name"):
+        assert get(client, path)["items"] == [expected]
+    assert get(client, "/modules/financial?fields=status,name") == expected
+    assert set(get(client, "/modules/financial?fields=name,manifest&include=instances")) == {
+        "name",
+        "instances",
+        "manifest",
+    }
+    assert list(get(client, "/modules/financial?fields=instances")) == ["instances"]
+    for path, fields in {
+        "instances": {"id", "health"},
+        "manifests": {"digest", "current"},
+        "tombstones": {"id", "gone_at"},
+    }.items():
+        answer = get(client, f"/modules/financial/{path}?fields={','.join(fields)}")
+        assert set(answer) == {"items", "next", "index"}
+        assert all(set(item) == fields for item in answer["items"])
+    events = get(client, "/events?fields=index,type&limit=2")
+    assert [set(item) for item in events["items"]] == [{"index", "type"}] * 2
+
+
+def test_every_field_can_be_asked_for() -> None:
+    shapes: dict[type[BaseModel], type[BaseModel]] = {
+        schemas.ModulesQuery: schemas.Module,
+        schemas.ModuleQuery: schemas.Module,
+        schemas.LookupQuery: schemas.Module,
+        schemas.InstancesQuery: schemas.Instance,
+        schemas.ManifestsQuery: schemas.ManifestEntry,
+        schemas.TombstonesQuery: schemas.Tombstone,
+        schemas.EventsQuery: schemas.Event,
+    }
+    for query, shape in shapes.items():
+        (listed,) = get_args(query.model_fields["fields"].annotation)
+        assert set(get_args(listed)) == set(shape.model_fields)
+
+
+def test_what_modules_say_of_themselves_is_not_taken_for_ours(cache: Cache, client: FlaskClient) -> None:
+    """Texts are put together from parts; a text of a module that looks like a part is left as it is."""
+    moment = "2026-01-01T00:00:00.000Z"
+    meta = {"last_seen": moment, "note": '"last_seen":"' + moment + '"', "zero": "\\u0000consul\\u0000"}
+    cache.announce(instance("financial", meta=meta, tags=('"last_seen":', "],{")))
+    cache.serve("financial", version="1.0.0", title='"last_seen":"' + moment + '"')
+    for _ in range(2):
+        module = get(client, "/modules/financial?include=manifest")
+        assert module["instances"][0]["meta"] == meta
+        assert module["instances"][0]["last_seen"] > moment
+        assert module["manifest"]["title"] == '"last_seen":"' + moment + '"'
+        cache.announce(instance("mailer"))

@@ -29,7 +29,10 @@ READS = [
     "/modules?include=manifest,instances",
     "/modules?include=instances&status=available",
     "/modules?q=fin&tag=module",
+    "/modules?fields=name,status,instances",
+    "/modules/lookup?name=weather,financial,nobody&include=instances",
     "/modules/financial",
+    "/modules/financial?fields=name,last_changed",
     "/modules/financial?include=manifest",
     "/modules/financial/manifest",
     "/modules/financial/manifests",
@@ -80,7 +83,8 @@ def test_kept_answers_are_those_that_are_made_anew(cache: Cache, make_app: Calla
     keeping, other, making = (make_app(read_cache_bytes=limit).test_client() for limit in (2**26, 2**26, 0))
     clients, methods = itertools.cycle(CLIENTS), itertools.cycle(["GET", "GET", "GET", "HEAD", "GET"])
     for number, _ in enumerate(changes(cache)):
-        for path in READS:
+        # On the database that takes longer every other path each time.
+        for path in READS if cache.database.is_sqlite else READS[number % 2 :: 2]:
             client, method = next(clients), next(methods)
             expected = said(making, method, path, client)
             # The first time it is made, the second time it is kept.
@@ -215,7 +219,7 @@ def test_no_read_misses_what_was_known_before_it_began(
         readers = [threading.Thread(target=read, args=(path,)) for path in paths]
         for reader in readers:
             reader.start()
-        for number in range(40):
+        for number in range(20):
             body = {"name": "weather", "id": f"w-{number}", "port": 1}
             answer = http.post(f"{API}/modules/register", json=body)
             known[0] = max(known[0], answer.json()["index"])
@@ -226,4 +230,4 @@ def test_no_read_misses_what_was_known_before_it_began(
     assert faults == []
     # Whoever made it, an answer to one question at one index is one and the same.
     assert len({key for key, _ in seen}) == len(seen)
-    assert len(seen) > 20
+    assert len(seen) > 10

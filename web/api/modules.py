@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Sequence
+from typing import Any
 
 from flask import Blueprint
 
 from manifest_cache import models
 from manifest_cache.reader import ModuleFilter
+from web.backend import backend
 from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
+from web.module_parts import Shape
 from web.operation import read
 from web.reading import Read, broken_cursor, cursor_behind, page, place_behind
 from web.schemas import (
     AS_ITS_SCHEMA,
-    Instance,
     InstanceList,
     InstancesQuery,
+    LookupQuery,
     ManifestEntry,
     ManifestList,
     ManifestPath,
+    ManifestsQuery,
     Module,
     ModuleList,
+    ModuleLookup,
     ModulePath,
     ModuleQuery,
     ModulesQuery,
-    PageQuery,
     Tombstone,
     TombstoneList,
+    TombstonesQuery,
     instance_shapes,
 )
 
@@ -44,14 +49,37 @@ _MANIFEST_SCHEMA = {"type": "object", "description": AS_ITS_SCHEMA}
     query=ModulesQuery,
     answer=ModuleList,
 )
-def list_modules(read: Read, query: ModulesQuery) -> ModuleList:
+def list_modules(read: Read, query: ModulesQuery) -> bytes:
     after = place_behind("modules", query.cursor, str)
     read.unless_known()
     wanted = ModuleFilter(status=query.status, tag=query.tag, datacenter=query.datacenter, q=query.q)
-    rows, last = page(read.snapshot.modules(wanted, limit=query.limit + 1, after=after), query.limit)
-    return ModuleList(
-        items=_shapes(read, rows, query.include),
-        next=cursor_behind("modules", last.name) if last else None,
+    found = read.snapshot.module_names(wanted, limit=query.limit + 1, after=after)
+    names, last = page(found, query.limit)
+    return _list(
+        _texts(read, names, Shape.of(query.fields, query.include)),
+        next=cursor_behind("modules", last) if last is not None else None,
+        index=read.snapshot.index,
+    )
+
+
+@bp.get("/modules/lookup")
+@read(
+    summary="Several modules by their names",
+    tag="modules",
+    description="In the order in which they are asked for, each once. Names of which there is no module are "
+    "listed as `unknown`. A module that is itself called `lookup` is found by `?name=lookup`.",
+    query=LookupQuery,
+    answer=ModuleLookup,
+)
+def look_up_modules(read: Read, query: LookupQuery) -> bytes:
+    asked = list(dict.fromkeys(query.name))
+    rows = read.snapshot.modules_named(asked)
+    read.unless_known(modules=rows)
+    known = {row.name for row in rows}
+    found = [name for name in asked if name in known]
+    return _list(
+        _texts(read, found, Shape.of(query.fields, query.include)),
+        unknown=[name for name in asked if name not in known],
         index=read.snapshot.index,
     )
 
@@ -65,10 +93,11 @@ def list_modules(read: Read, query: ModulesQuery) -> ModuleList:
     answer=Module,
     problems=(UnknownModule,),
 )
-def show_module(read: Read, name: str, query: ModuleQuery) -> Module:
+def show_module(read: Read, name: str, query: ModuleQuery) -> bytes:
     module = known_module(read, name)
-    read.unless_known(module=module)
-    return _shapes(read, [module], [*query.include, "instances"])[0]
+    read.unless_known(modules=[module])
+    embedded = query.include if query.fields else [*query.include, "instances"]
+    return _texts(read, [name], Shape.of(query.fields, embedded))
 
 
 @bp.get("/modules/<name>/manifest")
@@ -86,7 +115,7 @@ def show_manifest(read: Read, name: str) -> bytes:
     manifest = read.snapshot.manifest(name, module.digest) if module.digest else None
     if manifest is None:
         raise _no_manifest(read, name)
-    read.unless_known(etag=manifest.digest, module=module)
+    read.unless_known(etag=manifest.digest, modules=[module])
     return manifest.content.encode()
 
 
@@ -96,16 +125,16 @@ def show_manifest(read: Read, name: str) -> bytes:
     tag="manifests",
     description="The newest first.",
     path=ModulePath,
-    query=PageQuery,
+    query=ManifestsQuery,
     answer=ManifestList,
     problems=(UnknownModule,),
 )
-def list_manifests(read: Read, name: str, query: PageQuery) -> ManifestList:
+def list_manifests(read: Read, name: str, query: ManifestsQuery) -> ManifestList:
     module = known_module(read, name)
     after = place_behind("manifests", query.cursor, str)
     if after is not None and read.snapshot.manifest(name, after) is None:
         raise broken_cursor()
-    read.unless_known(module=module)
+    read.unless_known(modules=[module])
     history = read.snapshot.manifest_history(name, limit=query.limit + 1, after=after)
     rows, last = page(history, query.limit)
     return ManifestList(
@@ -130,7 +159,7 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
     manifest = read.snapshot.manifest(name, digest)
     if manifest is None:
         raise UnknownManifest(f"The module {name} has no manifest {digest}. {UnknownManifest.advice}")
-    read.unless_known(etag=manifest.digest, module=module)
+    read.unless_known(etag=manifest.digest, modules=[module])
     return manifest.content.encode()
 
 
@@ -147,7 +176,7 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
 def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList:
     module = known_module(read, name)
     after = place_behind("instances", query.cursor, int)
-    read.unless_known(module=module)
+    read.unless_known(modules=[module])
     found = read.snapshot.instance_page(name, passing=query.passing, limit=query.limit + 1, after=after)
     rows, last = page(found, query.limit)
     read.tells_last_seen = True
@@ -165,11 +194,11 @@ def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList
     description="The last to go first, each as it was known last. An instance that comes back is none of "
     "them any longer.",
     path=ModulePath,
-    query=PageQuery,
+    query=TombstonesQuery,
     answer=TombstoneList,
     problems=(UnknownModule,),
 )
-def list_tombstones(read: Read, name: str, query: PageQuery) -> TombstoneList:
+def list_tombstones(read: Read, name: str, query: TombstonesQuery) -> TombstoneList:
     known_module(read, name)
     before = place_behind("tombstones", query.cursor, int)
     # Those who told of them may feed the module no longer, so that any of them counts.
@@ -198,24 +227,11 @@ def _no_manifest(read: Read, name: str) -> Problem:
     return NoManifest(f"The module {name} has no manifest yet. {why}")
 
 
-def _shapes(read: Read, rows: Sequence[models.Module], include: Collection[str]) -> list[Module]:
-    names = [row.name for row in rows]
-    instances = _instances(read, names) if "instances" in include else None
-    manifests = read.snapshot.manifests(names) if "manifest" in include else None
-    return [
-        Module.of(
-            row,
-            instances=None if instances is None else instances.get(row.name, []),
-            manifest="left out" if manifests is None else manifests.get(row.name),
-        )
-        for row in rows
-    ]
+def _texts(read: Read, names: Sequence[str], shape: Shape) -> bytes:
+    read.tells_last_seen |= shape.instances
+    return backend().module_parts.texts(read.snapshot, names, shape)
 
 
-def _instances(read: Read, names: Sequence[str]) -> dict[str, list[Instance]]:
-    read.tells_last_seen = True
-    rows = [row for of_module in read.snapshot.instances(names).values() for row in of_module]
-    shapes: dict[str, list[Instance]] = defaultdict(list)
-    for shape in instance_shapes(read.snapshot, rows):
-        shapes[shape.module].append(shape)
-    return shapes
+def _list(items: bytes, **members: Any) -> bytes:
+    """A list of texts, and what else its answer has."""
+    return b'{"items":[' + items + b"]," + json.dumps(members, separators=(",", ":")).encode()[1:]
