@@ -57,7 +57,7 @@ class Queries:
         margin: float,
     ) -> None:
         self.stalls = 0
-        self.answered_at = 0.0
+        self.answered_at = time.monotonic()
         self._client = client
         self._datacenter = datacenter
         self._max_staleness = max_staleness

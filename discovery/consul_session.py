@@ -30,6 +30,8 @@ CONNECTIONS = 4 + READERS
 _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
+# So long at the most, in seconds, a search waits for the next after a long one.
+_LONGEST_REST = 2.0
 # More places than this take longer to look through than all checks of a cluster.
 _MANY = 250
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
@@ -167,6 +169,7 @@ class Session:
             self._searching = True
             try:
                 await self._look_through(unnamed)
+                await self._to_read.calm()
             except Stalled:
                 self._unnamed |= unnamed
                 self._moved.set()
@@ -174,7 +177,7 @@ class Session:
             finally:
                 self._searching = False
             # Of a cluster that churns no more than half the time goes into searching.
-            await asyncio.sleep(time.monotonic() - begun)
+            await asyncio.sleep(min(time.monotonic() - begun, _LONGEST_REST))
 
     async def _look_through(self, unnamed: bool) -> None:
         """Has read again whatever may have changed; `unnamed` if nothing at all is named yet.

@@ -44,6 +44,7 @@ class ToRead:
         self._in_passing: dict[Place, None] = {}
         self._next_in_passing = 0.0
         self._filled = asyncio.Event()
+        self._calm = asyncio.Event()
 
     def first(self, places: Iterable[Place]) -> None:
         self._first.update(dict.fromkeys(places))
@@ -59,6 +60,12 @@ class ToRead:
 
     def __bool__(self) -> bool:
         return bool(self._first or self._then or self._in_passing)
+
+    async def calm(self) -> None:
+        """Returns once nothing is left but what is read in passing."""
+        while self._first or self._then:
+            self._calm.clear()
+            await self._calm.wait()
 
     async def take(self) -> Place:
         while True:
@@ -77,4 +84,6 @@ class ToRead:
         """It is read now, so whatever else it was to be read for is done with that."""
         for waiting in (self._first, self._then, self._in_passing):
             waiting.pop(place, None)
+        if not (self._first or self._then):
+            self._calm.set()
         return place

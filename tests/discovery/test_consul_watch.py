@@ -259,6 +259,94 @@ def test_a_nodes_check_counts_for_all_its_instances(
     client.send(gone_from_catalog(node))
 
 
+def test_maintenance_of_a_node(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server()
+    with server.client() as client, Watching(ConsulWatcher(server.config())) as watching:
+        client.register(definition(name, Check=ttl(name)))
+        client.register(definition(f"{name}-other"))
+        for enable, health in (("true", Health.MAINTENANCE), ("false", Health.PASSING)):
+            params = [("enable", enable), ("reason", "a new kernel")]
+            path = "/v1/agent/maintenance"
+            client.send(Call(method="PUT", path=path, params=params, parse=lambda reply: None))
+            for module in (name, f"{name}-other"):
+                health_is(watching, module, module, health)
+
+
+@pytest.mark.parametrize("first", ["the new one first", "the old one first"])
+def test_an_instance_moves_to_another_node(
+    client: ConsulClient, watching: Watching, name: str, first: str
+) -> None:
+    old, new = f"{name}-old", f"{name}-new"
+    client.send(catalog(name, old))
+    client.send(catalog(name, old, f"{name}-stays"))
+    eventually(lambda: len(watching.of(name)) == 2)
+    leaves = put_json("/v1/catalog/deregister", {"Node": old, "ServiceID": name})
+    steps = [catalog(name, new), leaves]
+    for step in steps if first == "the new one first" else reversed(steps):
+        client.send(step)
+    wanted = {(new, name), (old, f"{name}-stays")}
+    eventually(lambda: {(key.node, key.id) for key in watching.instances if key.module == name} == wanted)
+    for node in (old, new):
+        client.send(gone_from_catalog(node))
+
+
+def test_a_node_that_goes_takes_its_instances_along(
+    client: ConsulClient, watching: Watching, name: str
+) -> None:
+    node = f"{name}-node"
+    for id_ in ("a", "b"):
+        client.send(catalog(name, node, id_))
+    client.send(catalog(name, f"{name}-other", "c"))
+    eventually(lambda: len(watching.of(name)) == 3)
+    client.send(gone_from_catalog(node))
+    eventually(lambda: list(watching.of(name)) == ["c"])
+    client.send(gone_from_catalog(f"{name}-other"))
+
+
+def test_a_second_instance_on_a_node_that_is_new(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.send(catalog(name, f"{name}-0", "0"))
+    eventually(lambda: watching.of(name))
+    for number in range(1, 6):
+        client.send(catalog(name, f"{name}-{number}", str(number)))
+        eventually(partial(knows, watching, name, str(number)))
+    for number in range(6):
+        client.send(gone_from_catalog(f"{name}-{number}"))
+
+
+def test_a_check_is_taken_away(client: ConsulClient, watching: Watching, name: str) -> None:
+    node = f"{name}-node"
+    client.send(catalog(name, node))
+    check = {"Node": node, "CheckID": "c", "Name": "c", "ServiceID": name, "Status": "critical"}
+    client.send(put_json("/v1/catalog/register", {"Node": node, "Address": "127.0.0.9", "Check": check}))
+    health_is(watching, name, name, Health.CRITICAL)
+    client.send(put_json("/v1/catalog/deregister", {"Node": node, "CheckID": "c"}))
+    health_is(watching, name, name, Health.PASSING)
+    client.send(gone_from_catalog(node))
+
+
+@pytest.mark.parametrize("status", [Health.PASSING, Health.WARNING, Health.CRITICAL])
+def test_only_the_output_of_a_check_that_consul_does_write(
+    client: ConsulClient, watching: Watching, name: str, status: Health
+) -> None:
+    node = f"{name}-node"
+    client.send(catalog(name, node))
+
+    def say(output: str) -> None:
+        check = {"Node": node, "CheckID": "c", "Name": "c", "ServiceID": name, "Status": status}
+        body = {"Node": node, "Address": "127.0.0.9", "Check": {**check, "Output": output}}
+        client.send(put_json("/v1/catalog/register", body))
+
+    say("as ever")
+    health_is(watching, name, name, status)
+    told = len(watching.told_of(name))
+    for number in range(5):
+        say(f"output {number}")
+    client.register(definition(f"{name}-marker"))
+    eventually(lambda: watching.of(f"{name}-marker"))
+    assert len(watching.told_of(name)) == told
+    client.send(gone_from_catalog(node))
+
+
 def test_only_the_output_of_a_check(client: ConsulClient, watching: Watching, name: str) -> None:
     client.register(definition(name, Check=ttl(name)))
     health_is(watching, name, name, Health.PASSING)

@@ -20,7 +20,7 @@ from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import Store
 from manifest_cache.sync import Synchronizer
-from tests.consul_server import ConsulServer, RunningConsul, eventually
+from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.manifest_server import Behaviour, ManifestServer, answer, in_pieces, manifest, reset, silence
 from tests.watching import Beside
 
@@ -366,3 +366,32 @@ def test_two_registries_tell_of_one_module(sync: Sync, client: ConsulClient, nam
         found = sync.module(name)
         assert found is not None
         assert found.registries == ["consul", "push"]
+
+
+def test_a_check_that_says_the_same_in_other_words_writes_nothing(
+    sync: Sync, client: ConsulClient, name: str
+) -> None:
+    node = f"{name}-node"
+
+    def say(output: str, module: str = name) -> None:
+        check = {"CheckID": module, "Name": module, "ServiceID": module, "Status": "critical"}
+        service = {"Service": module, "Tags": ["module"], "Port": 1}
+        body = {"Node": node, "Address": "127.0.0.1", "Service": service}
+        client.send(put_json("/v1/catalog/register", {**body, "Check": {**check, "Output": output}}))
+
+    def log(*modules: str) -> list[tuple[int | None, str]]:
+        with sync.reader.snapshot() as snapshot:
+            events = [event for module in modules for event in snapshot.events(module=module, limit=100)]
+        return [(event.index, event.type) for event in events]
+
+    say("as ever")
+    eventually(lambda: sync.instances(name))
+    (before,) = sync.instances(name)
+    told = log(name)
+    for number in range(20):
+        say(f"output {number}")
+    say("the marker", f"{name}-marker")
+    eventually(lambda: sync.instances(f"{name}-marker"))
+    assert log(name) == told
+    assert sync.instances(name) == [before]
+    client.send(put_json("/v1/catalog/deregister", {"Node": node}))
