@@ -5,7 +5,7 @@ Nothing is written in the log about that: it is what was that goes, not what is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,9 @@ from sqlmodel import Session, col, delete, or_, select
 from manifest_cache.database import Database
 from manifest_cache.event_log import index_of
 from manifest_cache.models import Event, Instance, Manifest, Module
+
+# For each the log is searched for what it still tells of the module.
+_MANIFESTS = 20
 
 # A module and the digest of one of its manifests.
 _Named = tuple[str, str]
@@ -32,6 +35,7 @@ class Dropped:
 def drop_events(database: Database, before: datetime, limit: int) -> Dropped:
     """Deletes up to `limit` of the events from before a moment, the oldest first, never the newest of all.
 
+    Fewer go at once where they tell of many manifests; none go only where none are left to go.
     A manifest goes when the last event that told of it does, unless its module or an instance has
     it: what is left behind then is told of by a later event, and goes with that. Raises
     StoreUnavailable.
@@ -39,14 +43,14 @@ def drop_events(database: Database, before: datetime, limit: int) -> Dropped:
     # What takes long is looked up beforehand: meanwhile others can write.
     with database.read() as session:
         index = index_of(session.connection())
-        old = _oldest(session, before, index, limit)
+        old, named = _telling_of_few(_oldest(session, before, index, limit))
         if not old:
             return Dropped(0, 0)
         last = old[-1].index or 0
-        unnamed = [named for named in _named_in(old) if not _is_named(session, named, last)]
+        unnamed = [one for one in named if not _is_named(session, one, last)]
     with database.write(quiet=True) as session:
         session.exec(delete(Event).where(col(Event.index) <= last))
-        manifests = sum(_collect(session, named) for named in unnamed if not _is_named(session, named, index))
+        manifests = sum(_collect(session, one) for one in unnamed if not _is_named(session, one, index))
     return Dropped(len(old), manifests)
 
 
@@ -60,13 +64,19 @@ def _oldest(session: Session, before: datetime, index: int, limit: int) -> Seque
     return rows[: next(stay, len(rows))]
 
 
-def _named_in(events: Collection[Event]) -> set[_Named]:
-    return {
-        (event.module, digest)
-        for event in events
-        for said in (event.data.get("was"), event.data.get("is"))
-        if event.module and said and (digest := said.get("digest"))
-    }
+def _telling_of_few(events: Sequence[Event]) -> tuple[Sequence[Event], set[_Named]]:
+    """The first of the events, up to those that tell of too many manifests, and which these are."""
+    named: set[_Named] = set()
+    for number, event in enumerate(events, 1):
+        named |= _named_in(event)
+        if len(named) >= _MANIFESTS:
+            return events[:number], named
+    return events, named
+
+
+def _named_in(event: Event) -> set[_Named]:
+    said = (event.data.get("was") or {}, event.data.get("is") or {})
+    return {(event.module, one["digest"]) for one in said if event.module and one.get("digest")}
 
 
 def _is_named(session: Session, named: _Named, after: int) -> bool:

@@ -57,7 +57,7 @@ def test_a_round_does_all_and_counts_it(database: Database, settings: CacheSetti
         pass
     # The module that is left, and its second manifest.
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [index + 10, 1, 11]
-    assert rounds == 2
+    assert rounds == 2, "no more than ten modules are forgotten at once"
     assert types(Reader(database)) == ["module.forgotten"]
 
 

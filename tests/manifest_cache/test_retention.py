@@ -127,6 +127,20 @@ def test_a_manifest_that_was_kept_for_an_instance_goes_later(
     assert digests(reader) == {manifest(version="2.0.0").parsed.digest}
 
 
+def test_many_manifests_go_in_several_steps(database: Database, store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    for number in range(50):
+        store.apply_fetches([(job, manifest(version=f"1.{number}.0"))])
+    store.apply([present(instance("mailer", "m1"))])
+    by_step = []
+    while (dropped := drop_all(database)).events:
+        by_step.append(dropped.manifests)
+    assert sum(by_step) == 49
+    assert max(by_step) <= 21
+    assert len(digests(reader)) == 1
+
+
 def test_one_manifest_of_two_modules_goes_from_each_alone(
     database: Database, store: Store, reader: Reader
 ) -> None:
