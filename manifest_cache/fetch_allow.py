@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
@@ -82,25 +84,55 @@ class FetchAllow:
 
 
 class SystemResolver:
-    """Asks the system for the addresses of names, in threads of its own.
+    """Asks the system for the addresses of names, so many at a time, each in a thread of its own.
 
-    A name server that does not answer takes only these; nothing else waits for them.
+    The threads are daemons: a name server that does not answer neither holds up anything else nor
+    keeps the process from ending.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_NAMES_AT_ONCE, thread_name_prefix="lictor resolver")
-
-    async def __call__(self, name: str) -> list[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _system_addresses, name)
-        return list(dict.fromkeys(found))
+        self._places = asyncio.Semaphore(_NAMES_AT_ONCE)
+        self._asked: set[asyncio.Future[list[str]]] = set()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Gives up what is being looked up."""
+        for found in self._asked:
+            found.cancel()
+
+    async def __call__(self, name: str) -> list[str]:
+        await self._places.acquire()
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[str]] = loop.create_future()
+        self._asked.add(found)
+        found.add_done_callback(self._asked.discard)
+
+        def look_up() -> None:
+            try:
+                settle = partial(_settle, found, _system_addresses(name))
+            except (OSError, UnicodeError) as exc:
+                settle = partial(_fail, found, exc)
+            # The loop may have ended meanwhile.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle)
+                loop.call_soon_threadsafe(self._places.release)
+
+        threading.Thread(target=look_up, name="lictor resolver", daemon=True).start()
+        return await found
+
+
+def _settle(found: asyncio.Future[list[str]], addresses: list[str]) -> None:
+    if not found.cancelled():
+        found.set_result(addresses)
+
+
+def _fail(found: asyncio.Future[list[str]], error: Exception) -> None:
+    if not found.cancelled():
+        found.set_exception(error)
 
 
 def _system_addresses(name: str) -> list[str]:
-    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 
 def _judged(address: str) -> Address:

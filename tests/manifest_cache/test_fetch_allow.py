@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,6 +141,24 @@ async def test_a_name_of_which_no_address_is_allowed() -> None:
     assert caught.value.type == "not-allowed"
     assert "169.254.169.254 is a link-local address" in caught.value.detail
     assert "8.8.8.8 is in none" in caught.value.detail
+
+
+def test_a_name_server_that_hangs_keeps_nothing_waiting() -> None:
+    """A process of its own shows that it ends; the lookup is slow where the C library would ask a server."""
+    program = """
+import asyncio, socket, time
+from manifest_cache.fetch_allow import SystemResolver
+socket.getaddrinfo = lambda *arguments, **named: time.sleep(60)
+async def main():
+    async with asyncio.timeout(0.1):
+        await SystemResolver()("orders.example")
+try:
+    asyncio.run(main())
+except TimeoutError:
+    print("given up")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
 
 
 @pytest.mark.anyio
