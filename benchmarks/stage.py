@@ -231,6 +231,19 @@ class Churn:
 
 
 @contextmanager
+def database(kind: str, folder: str) -> Iterator[str]:
+    """The URL of an empty database: a file in this folder, or a PostgreSQL server of its own."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/lictor.db"
+        return
+    # What tests need is not there where only Lictor is installed.
+    from tests.postgres_server import PostgresServer
+
+    with PostgresServer() as server:
+        yield server.create_database()
+
+
+@contextmanager
 def lictor(
     consul: str, folder: str, command: str = "up", *, ready: bool = True, **settings: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:

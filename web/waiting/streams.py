@@ -24,6 +24,7 @@ from web.waiting.tail import EventFilter, Line, Tail, chunk_of
 
 logger = logging.getLogger(__name__)
 
+_STREAMS = WATCHERS.labels("stream")
 _BEAT = 15.0
 # A client that takes nothing is dropped after so many bytes that it did not take, or seconds.
 _MOST_UNREAD = 1024 * 1024
@@ -83,7 +84,7 @@ class Streams:
     def admit(self, sock: socket.socket, wanted: EventFilter, position: int, preamble: bytes) -> None:
         stream = Stream(self, sock, wanted, position)
         self._connections.add(stream)
-        WATCHERS.labels("stream").inc()
+        _STREAMS.inc()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._lagging.add(stream)
         self._connections.set_alarm(stream, time.monotonic() + _BEAT)
@@ -122,7 +123,7 @@ class Streams:
     def forget(self, stream: Stream) -> None:
         self._lagging.discard(stream)
         self._live[stream.wanted].discard(stream)
-        WATCHERS.labels("stream").dec()
+        _STREAMS.dec()
         self._on_end()
 
     def beat(self, stream: Stream) -> None:

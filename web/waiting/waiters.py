@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+
+from prometheus_client import Gauge
 
 from web.metrics import WATCHERS
 from web.waiting.answer import Answer, Protocol
@@ -14,6 +17,10 @@ from web.waiting.connections import Connections, Held
 from web.waiting.question import Question
 from web.waiting.tail import Line
 
+logger = logging.getLogger(__name__)
+
+_BLOCKING = WATCHERS.labels("blocking")
+_POLL = WATCHERS.labels("poll")
 # How long, in seconds, an answer may stay untaken.
 _PATIENCE = 60.0
 
@@ -69,8 +76,8 @@ class _Asked:
     woken: list[Waiter] = field(default_factory=list)
 
     @property
-    def kind(self) -> str:
-        return "blocking" if self.question.events is None else "poll"
+    def gauge(self) -> Gauge:
+        return _BLOCKING if self.question.events is None else _POLL
 
 
 class Waiters:
@@ -80,8 +87,8 @@ class Waiters:
         self._connections = connections
         self._on_end = on_end
         self._asked: dict[Hashable, _Asked] = {}
-        self._returning: list[Callable[[], None]] = []
-        self._is_answering = False
+        self._sent: list[Waiter] = []
+        self._is_giving = False
         self._seen = 0
 
     @property
@@ -92,7 +99,7 @@ class Waiters:
     def admit(self, waiter: Waiter, question: Question) -> None:
         asked = self._asked.setdefault(question.key, _Asked(question))
         waiter.belong(self, asked)
-        WATCHERS.labels(asked.kind).inc()
+        asked.gauge.inc()
         self._connections.add(waiter)
         self._connections.set_alarm(waiter, waiter.deadline)
         asked.waiting.add(waiter)
@@ -127,21 +134,22 @@ class Waiters:
             self._wake(waiter.asked, [waiter])
 
     def finish(self, waiter: Waiter) -> None:
-        """It was answered: on with the connection."""
+        """It was answered: on with the connection, but not before all others that were woken have theirs."""
+        if self._is_giving:
+            self._sent.append(waiter)
+            return
         if waiter.give_back is None:
             self._connections.close(waiter)
         else:
             self._connections.release(waiter)
-            self._returning.append(waiter.give_back)
-        WATCHERS.labels(waiter.asked.kind).dec()
-        if not self._is_answering:
-            self._return_all()
+            waiter.give_back()
+        waiter.asked.gauge.dec()
         self._on_end()
 
     def forget(self, waiter: Waiter) -> None:
         asked = waiter.asked
         asked.waiting.discard(waiter)
-        WATCHERS.labels(asked.kind).dec()
+        asked.gauge.dec()
         self._tidy(asked)
         self._on_end()
 
@@ -155,30 +163,35 @@ class Waiters:
     def _answer(self, asked: _Asked) -> None:
         woken, asked.woken = [waiter for waiter in asked.woken if waiter.is_open], []
         if woken:
-            # To return connections wakes their thread, which would be in the way of the rest.
-            self._is_answering = True
             try:
-                self._give(asked, asked.question.ask(), woken)
-            finally:
-                self._is_answering = False
-                self._return_all()
+                answer = asked.question.ask()
+            except Exception:
+                logger.exception("a request that waited cannot be answered; its connections are closed")
+                for waiter in woken:
+                    waiter.give_back = None
+                    self.finish(waiter)
+            else:
+                self._give(asked, answer, woken)
         self._tidy(asked)
 
     def _give(self, asked: _Asked, answer: Answer, woken: Sequence[Waiter]) -> None:
         now = time.monotonic()
-        for waiter in woken:
-            if now < waiter.deadline and not asked.question.is_answered_by(answer, waiter.index):
-                waiter.index = max(waiter.index, answer.index or 0)
-                asked.waiting.add(waiter)
-                continue
-            waiter.is_answered = True
-            self._connections.set_alarm(waiter, now + _PATIENCE)
-            self._connections.send(waiter, waiter.wire(answer))
-
-    def _return_all(self) -> None:
-        returning, self._returning = self._returning, []
-        for give_back in returning:
-            give_back()
+        self._is_giving = True
+        try:
+            for waiter in woken:
+                if now < waiter.deadline and not asked.question.is_answered_by(answer, waiter.index):
+                    waiter.index = max(waiter.index, answer.index or 0)
+                    asked.waiting.add(waiter)
+                    continue
+                waiter.is_answered = True
+                self._connections.send(waiter, waiter.wire(answer))
+                if waiter.has_unsent:
+                    self._connections.set_alarm(waiter, now + _PATIENCE)
+        finally:
+            self._is_giving = False
+        sent, self._sent = self._sent, []
+        for waiter in sent:
+            self.finish(waiter)
 
     def _tidy(self, asked: _Asked) -> None:
         if not asked.waiting and not asked.woken:

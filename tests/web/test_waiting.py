@@ -1,0 +1,203 @@
+"""Requests that wait, each in a thread, as under the test client: what they mean is the same everywhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client import REGISTRY
+from werkzeug.test import TestResponse
+
+from tests.consul_server import eventually
+from tests.web.filling import Cache, instance, told
+
+API = "/api/v1"
+STREAM = {"Accept": "text/event-stream"}
+
+
+class Asking:
+    """A request beside the test, which waits."""
+
+    def __init__(self, client: FlaskClient, path: str, **more: Any) -> None:
+        self._answers: list[TestResponse] = []
+        # A client of its own, as test clients are not for several threads.
+        own = client.application.test_client()
+        self._thread = threading.Thread(target=lambda: self._answers.append(own.get(path, **more)))
+        self._thread.start()
+
+    @property
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def answer(self) -> TestResponse:
+        self._thread.join(30)
+        (answer,) = self._answers
+        return answer
+
+
+def waiting(kind: str) -> float:
+    return REGISTRY.get_sample_value("lictor_watchers", {"kind": kind}) or 0
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_blocking_query_ends_when_the_index_passes(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    asking = Asking(client, f"{API}/modules?index={index}&wait=1m")
+    eventually(lambda: waiting("blocking") == 1)
+    assert asking.waits
+    newest = cache.announce(instance("mailer"))
+    answer = asking.answer()
+    assert (answer.status_code, told(answer)["index"]) == (200, newest)
+    assert [module["name"] for module in told(answer)["items"]] == ["financial", "mailer"]
+    eventually(lambda: waiting("blocking") == 0)
+
+
+def test_an_index_that_has_passed_does_not_wait(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    answer = client.get(f"{API}/modules/financial?wait=10m&index={index - 1}")
+    assert answer.status_code == 200
+    assert answer.data == client.get(f"{API}/modules/financial").data
+
+
+@pytest.mark.parametrize("query", ["wait=10m", "index=99999&wait=0", "%69ndex=99999&wait=50ms"])
+def test_who_need_not_wait_long(cache: Cache, client: FlaskClient, query: str) -> None:
+    cache.module("financial")
+    assert client.get(f"{API}/modules?{query}").status_code == 200
+
+
+def test_an_index_in_the_future_waits(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    asking = Asking(client, f"{API}/modules?index={index + 1}&wait=1m")
+    eventually(lambda: waiting("blocking") == 1)
+    heard = cache.announce(instance("mailer"))
+    while heard <= index + 1:
+        heard = cache.announce(instance("mailer", heard))
+    assert told(asking.answer())["index"] > index + 1
+
+
+def test_a_module_that_is_not_there_is_waited_for(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    asking = Asking(client, f"{API}/modules/mailer?index={index}&wait=1m")
+    eventually(lambda: waiting("blocking") == 1)
+    cache.announce(instance("mailer"))
+    assert told(asking.answer())["name"] == "mailer"
+    gone = client.get(f"{API}/modules/nobody?index={cache.index()}&wait=50ms")
+    assert (gone.status_code, told(gone)["type"]) == (404, "/problems/unknown-module")
+
+
+def test_what_stayed_the_same_comes_as_304(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    etag = client.get(f"{API}/modules/financial/manifest").headers["ETag"]
+    asking = Asking(
+        client, f"{API}/modules/financial/manifest?index={index}", headers={"If-None-Match": etag}
+    )
+    eventually(lambda: waiting("blocking") == 1)
+    newest = cache.announce(instance("mailer"))
+    answer = asking.answer()
+    assert (answer.status_code, answer.headers["X-Lictor-Index"], answer.data) == (304, str(newest), b"")
+
+
+def test_a_poll_waits_for_an_event_that_passes(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    asking = Asking(client, f"{API}/events?after={index}&wait=1m&module=mailer")
+    eventually(lambda: waiting("poll") == 1)
+    cache.announce(instance("financial", 2))
+    cache.announce(instance("mailer"))
+    assert {event["module"] for event in told(asking.answer())["items"]} == {"mailer"}
+    assert told(client.get(f"{API}/events?after={cache.index()}&wait=50ms"))["items"] == []
+
+
+def test_threads_that_may_wait_are_bounded(cache: Cache, make_app: Callable[..., Flask]) -> None:
+    client = make_app(threads=4).test_client()
+    index = cache.module("financial")
+    asking = [Asking(client, f"{API}/modules?index={index}&wait=1m") for _ in range(2)]
+    eventually(lambda: waiting("blocking") == 2)
+    for headers in ({}, STREAM):
+        path = f"{API}/events" if headers else f"{API}/modules?index={index}"
+        refused = client.get(path, headers=headers)
+        assert (refused.status_code, told(refused)["type"]) == (503, "/problems/too-many-watchers")
+        assert refused.headers["Retry-After"]
+    cache.announce(instance("mailer"))
+    assert [one.answer().status_code for one in asking] == [200, 200]
+
+
+def test_all_are_answered_when_the_process_ends(cache: Cache, make_app: Callable[..., Flask]) -> None:
+    app = make_app()
+    client = app.test_client()
+    index = cache.module("financial")
+    asking = Asking(client, f"{API}/modules?index={index}&wait=10m")
+    eventually(lambda: waiting("blocking") == 1)
+    app.extensions["lictor"].close()
+    assert asking.answer().status_code == 200
+    assert client.get(f"{API}/modules?index={index}&wait=10m").status_code == 200
+
+
+def blocks(answer: TestResponse, count: int) -> list[str]:
+    """The first blocks of a stream."""
+    text = ""
+    chunks = iter(answer.response)
+    while text.count("\n\n") < count:
+        text += bytes(next(chunks)).decode()  # type: ignore[arg-type]
+    answer.close()
+    return list(islice(text.split("\n\n"), count))
+
+
+def test_a_stream(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    answer = client.get(f"{API}/events?after={index - 2}", headers=STREAM)
+    assert (answer.status_code, answer.content_type) == (200, "text/event-stream")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Lictor-Index"] == str(index)
+    first, one, other = blocks(answer, 3)
+    assert first == f"retry: 2000\nid: {index - 2}"
+    listed = client.get(f"{API}/events?after={index - 2}").text
+    for frame, id_ in ((one, index - 1), (other, index)):
+        number, _, data = frame.split("\n")
+        assert number == f"id: {id_}"
+        # To the byte as the list has it.
+        assert data.removeprefix("data: ") in listed
+    eventually(lambda: waiting("stream") == 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "parameter"),
+    [
+        ("?limit=5", {}, "limit"),
+        ("?index=5", {}, "index"),
+        ("?wait=5s&cursor=x", {}, "wait"),
+        ("?type=none", {}, "type"),
+        ("", {"Last-Event-ID": "-1"}, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "12x"}, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "9" * 30}, "Last-Event-ID"),
+    ],
+)
+def test_faults_of_a_stream_are_named(
+    cache: Cache, client: FlaskClient, path: str, headers: dict[str, str], parameter: str
+) -> None:
+    answer = client.get(f"{API}/events{path}", headers={**STREAM, **headers})
+    assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
+    assert parameter in {error["parameter"] for error in told(answer)["errors"]}
+
+
+@pytest.mark.parametrize("how", ["Last-Event-ID", "after"])
+def test_a_resume_from_before_what_is_kept(cache: Cache, client: FlaskClient, how: str) -> None:
+    cache.module("financial")
+    with cache.database.write() as session:
+        session.connection().exec_driver_sql('DELETE FROM events WHERE "index" < 5')
+    query, headers = ("", {how: "2"}) if how == "Last-Event-ID" else ("?after=2", {})
+    answer = client.get(f"{API}/events{query}", headers={**STREAM, **headers})
+    assert (answer.status_code, told(answer)["type"]) == (410, "/problems/events-gone")
+
+
+def test_who_takes_both_gets_the_list(cache: Cache, client: FlaskClient) -> None:
+    cache.module("financial")
+    for accept in ("*/*", "text/event-stream;q=0.5, application/json"):
+        assert client.get(f"{API}/events", headers={"Accept": accept}).content_type == "application/json"
+    head = client.head(f"{API}/events", headers=STREAM)
+    assert (head.status_code, head.content_type) == (200, "text/event-stream")
+    assert client.get(f"{API}/modules", headers=STREAM).status_code == 406
