@@ -18,7 +18,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import (
@@ -39,6 +39,7 @@ from urllib.parse import quote
 import httpx
 from consul import base
 
+from discovery import tracing
 from discovery.consul_config import ConsulConfig
 from discovery.durations import format_duration, parse_duration
 from discovery.errors import (
@@ -513,6 +514,12 @@ class _Border:
     def _name(self, call: Call[Any]) -> str:
         return f"{call.method} {self.config.address}{call.path}"
 
+    def _traced(self, call: Call[Any]) -> AbstractContextManager[object]:
+        # What follows is a name, of which there are many.
+        kind = "/".join(call.path.split("/")[:4])
+        attributes = {"http.request.method": call.method, "url.path": call.path, "peer.service": "consul"}
+        return tracing.span(f"consul {call.method} {kind}", "client", attributes)
+
     @contextmanager
     def _translated(self, call: Call[Any]) -> Iterator[None]:
         """Turns what the network and httpx raise into this package's errors."""
@@ -625,7 +632,7 @@ class ConsulClient(_Border):
         self.api = _Api(self.send)
 
     def send(self, call: Call[T]) -> T:
-        with self._translated(call), self._http.stream(**self._request(call)) as response:
+        with self._traced(call), self._translated(call), self._http.stream(**self._request(call)) as response:
             body = _Body(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
             for part in response.iter_bytes():
                 body.add(part)
@@ -678,7 +685,7 @@ class AsyncConsulClient(_Border):
         self.api = _Api(self.send)
 
     async def send(self, call: Call[T]) -> T:
-        with self._translated(call):
+        with self._traced(call), self._translated(call):
             async with self._http.stream(**self._request(call)) as response:
                 body = _Body(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
                 async for part in response.aiter_bytes():

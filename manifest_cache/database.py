@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
 
+from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
 from manifest_cache.models import UTCDateTime, utc_now
@@ -108,7 +109,12 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent state of the database, and changes nothing."""
-        with _translated_faults(), self._engine.connect() as connection, connection.begin():
+        with (
+            self._traced("read"),
+            _translated_faults(),
+            self._engine.connect() as connection,
+            connection.begin(),
+        ):
             yield Session(bind=connection, autoflush=False, expire_on_commit=False)
 
     @contextmanager
@@ -117,7 +123,7 @@ class Database:
 
         A `quiet` one wakes no watch: nothing in it can be seen by a reader.
         """
-        with _translated_faults():
+        with self._traced("write"), _translated_faults():
             with self._writing() as connection:
                 noticed = time.monotonic()
                 self._may_write(connection)
@@ -129,6 +135,9 @@ class Database:
                     self._give_notice(noticed)
             if not quiet:
                 self._signal.after_commit()
+
+    def _traced(self, what: str) -> AbstractContextManager[object]:
+        return tracing.span(f"database {what}", "client", {"db.system.name": self.url.get_backend_name()})
 
     def _may_write(self, connection: Connection) -> None:
         """Whoever holds the writers' lock may: a FencedDatabase is stricter."""

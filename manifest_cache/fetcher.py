@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
-from discovery import __version__
+from discovery import __version__, tracing
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
 from manifest_cache import metrics
@@ -129,7 +129,9 @@ class ManifestFetcher:
         url = manifest_url(instance, self.config.manifest_path)
         async with self._place(url.host):
             with metrics.FETCH_SECONDS.time(), metrics.FETCHES_IN_FLIGHT.track_inprogress():
-                document = await self._document(url, etag)
+                attributes = {"lictor.module": instance.module, "url.full": str(url)}
+                with tracing.span("fetch manifest", "client", attributes):
+                    document = await self._document(url, etag)
             if isinstance(document, NotModified):
                 return document
             parsed = await self._parser.parse(document.body, instance.module, str(url))
@@ -161,7 +163,7 @@ class ManifestFetcher:
     async def _exchange(
         self, connection: Connection, url: HttpURL, etag: str | None, progress: _Progress
     ) -> _Document | NotModified:
-        headers = [("Host", url.authority), *_HEADERS]
+        headers = [("Host", url.authority), *_HEADERS, *tracing.headers()]
         if etag is not None:
             headers.append(("If-None-Match", etag))
         answer = await connection.get(url.path, headers)

@@ -13,6 +13,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
+from discovery import tracing
 from discovery.backoff import Backoff
 from manifest_cache import webhook_message
 from manifest_cache.database import StoreError
@@ -87,7 +88,7 @@ class Post:
 
     async def _exchange(self, connection: Connection, id_: str, body: bytes) -> Answer:
         headers = webhook_message.headers(self._receiver, id_, int(time.time()), body)
-        return await connection.post(self._receiver.url.path, headers, body)
+        return await connection.post(self._receiver.url.path, [*headers, *tracing.headers()], body)
 
 
 async def _said(connection: Connection) -> bytes:
@@ -218,13 +219,16 @@ class Courier:
 
     async def _deliver(self, event: Event) -> None:
         """Tries until the receiver takes it; raises NotDelivered only where that makes no sense."""
-        name = self.receiver.name
+        name, index = self.receiver.name, event.index or 0
         id_, body = webhook_message.message_id(self._series, event), webhook_message.body(event)
         while True:
             # A leader that slept and was replaced must not go on where the new one is ahead.
             await self._bookmarks.make_sure()
             try:
-                await self._post.send(id_, body)
+                with tracing.span(
+                    "deliver webhook", "client", {"lictor.receiver": name, "lictor.index": index}
+                ):
+                    await self._post.send(id_, body)
             except NotDelivered as exc:
                 WEBHOOK_DELIVERIES.labels(name, exc.outcome).inc()
                 if exc.outcome == "gone":
@@ -233,7 +237,7 @@ class Courier:
                 logger.warning(
                     "webhook not delivered receiver=%s index=%d retry_in=%.1fs: %s",
                     name,
-                    event.index,
+                    index,
                     pause,
                     exc,
                 )
@@ -242,5 +246,5 @@ class Courier:
                 break
         WEBHOOK_DELIVERIES.labels(name, "delivered").inc()
         if self._backoff.tries:
-            logger.info("webhooks are delivered again receiver=%s index=%d", name, event.index)
+            logger.info("webhooks are delivered again receiver=%s index=%d", name, index)
             self._backoff.reset()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from discovery import tracing
 from discovery.backoff import Backoff
 from manifest_cache.database import StoreUnavailable
 from manifest_cache.metrics import DATABASE_FAILURES, DATABASE_SECONDS
@@ -35,11 +37,14 @@ class WriterThread:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
+        # So that what the call does belongs to the same trace.
+        context = contextvars.copy_context()
+
         def run() -> None:
             if future.cancelled():
                 return
             try:
-                result = function(*args, **kwargs)
+                result = context.run(function, *args, **kwargs)
             except BaseException as exc:
                 _settle(loop, future, exc, None)
             else:
@@ -55,7 +60,7 @@ class WriterThread:
         backoff = Backoff(shortest=0.05, longest=5.0)
         while True:
             try:
-                with DATABASE_SECONDS.labels(what).time():
+                with DATABASE_SECONDS.labels(what).time(), tracing.span(what):
                     return await self.call(function, *args, **kwargs)
             except StoreUnavailable as exc:
                 DATABASE_FAILURES.inc()

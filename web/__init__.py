@@ -33,6 +33,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         openapi,
         pages,
         read_cache,
+        tracing,
         waiting,
     )
     from web.settings import Settings
@@ -52,5 +53,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.install(app)
     read_cache.install(app)
     observation.install(app)
+    tracing.install(app)
     waiting.install(app)
     return app

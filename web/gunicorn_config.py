@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from discovery import tracing
 from discovery.errors import ConfigError
 from web import metrics_files
 from web.logs import logging_config
@@ -31,6 +32,7 @@ _CANNOT_LISTEN = 1
 
 def _load() -> Settings:
     try:
+        tracing.check()
         return Settings.load()
     except ConfigError as exc:
         sys.stderr.write(
@@ -51,6 +53,8 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     _release_signals()
+    # Not earlier: the thread that sends spans would stay behind at the fork.
+    worker.end_tracing = tracing.start("web server")
 
 
 def _raise_file_limit() -> None:
@@ -71,6 +75,12 @@ def _hold_signals() -> None:
 
 def _release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    # A worker whose start failed has begun nothing.
+    if end := getattr(worker, "end_tracing", None):
+        end()
 
 
 def child_exit(server: Any, worker: Any) -> None:

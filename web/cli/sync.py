@@ -35,6 +35,7 @@ def sync() -> None:
     """
     from logging.config import dictConfig
 
+    from discovery import tracing
     from manifest_cache.database import Database
     from manifest_cache.sync import Synchronizer
     from web.logs import logging_config
@@ -42,11 +43,12 @@ def sync() -> None:
 
     settings, consul = load_all()
     refuse_faulty_webhooks(settings)
+    tracing.check()
     dictConfig(logging_config(settings))
     database = Database(settings.database_url)
     refuse_missing_file(database)
     database.close()
-    with serving_metrics(settings):
+    with serving_metrics(settings), tracing.started("synchronizer"):
         asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from discovery import __version__
+from discovery import __version__, tracing
 from discovery.backoff import Backoff
 from discovery.errors import DiscoveryError
 from web.cli.configuration import refuse_faulty_webhooks
@@ -74,6 +74,7 @@ def up(
     began = time.monotonic()
     plan = planned(bind, mode, consul_port, dns_port)
     refuse_faulty_webhooks(plan.settings)
+    tracing.check()
     schema = _migrated(plan.settings)
     try:
         if plan.agent is not None:
