@@ -80,9 +80,10 @@ class SynchronizerRestarted(Passing):
 
     def do(self, world: World) -> str:
         how = world.chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-        world.processes.end_synchronizer(0, how)
+        number = world.chance.randrange(world.processes.count)
+        world.processes.end_synchronizer(number, how)
         world.processes.fill_up()
-        return how.name
+        return f"{number} {how.name}"
 
 
 class SynchronizerAway(Lasting):
@@ -101,13 +102,14 @@ class SynchronizerAway(Lasting):
 
 
 class SynchronizerPaused(Lasting):
-    """A synchronizer is stopped, and goes on as if no time had passed."""
+    """A synchronizer is stopped, and goes on as if no time had passed; another may lead by then."""
 
     place = "synchronizer"
 
     def begin(self, world: World) -> str:
-        world.processes.pause(world.processes.synchronizers[0].process.pid)
-        return ""
+        number = world.chance.randrange(world.processes.count)
+        world.processes.pause(world.processes.synchronizers[number].process.pid)
+        return str(number)
 
     def end(self, world: World) -> None:
         world.processes.resume_all()

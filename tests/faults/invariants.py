@@ -37,10 +37,11 @@ class Violation(AssertionError):
 class Invariants:
     """Checks one Lictor over a run; what was seen once is remembered and must not be lost."""
 
-    def __init__(self, processes: Processes, told: Told) -> None:
+    def __init__(self, processes: Processes, told: Told, *, repairs_are_expected: bool) -> None:
         self.replay = Replay()
         self._processes = processes
         self._told = told
+        self._repairs_are_expected = repairs_are_expected
         self._known_digests: dict[str, set[str]] = {}
 
     def check(self) -> None:
@@ -150,6 +151,10 @@ class Invariants:
         for name, said in self._processes.logs().items():
             if found := re.search(r"^Traceback[\s\S]*", said, re.MULTILINE):
                 raise Violation(f"{name} says:\n{found[0][:5000]}")
+            if not self._repairs_are_expected and (
+                found := re.search(r"^.*the watches missed.*", said, re.M)
+            ):
+                raise Violation(f"{name} says: {found[0]}")
         for running in self._processes.synchronizers:
             if running.process.poll() is not None:
                 raise Violation(f"a synchronizer ended by itself:\n{running.text[-3000:]}")

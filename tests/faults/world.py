@@ -28,18 +28,28 @@ from tests.postgres_server import PostgresServer
 
 @dataclass(frozen=True)
 class Scenery:
-    """Which Consul and which database a run is played on."""
+    """Which Consul and which database a run is played on, and how many synchronizers there are."""
 
     name: str
     consul: Literal["agent", "acl", "servers"] = "agent"
     database: Literal["sqlite", "postgres"] = "sqlite"
+    synchronizers: int = 2
+
+    @property
+    def anti_entropy(self) -> float:
+        """Seconds between two comparisons of all that is known with Consul.
+
+        That a token may read again wakes no watch, so with ACLs only this finds what it brings back.
+        Elsewhere the watches have to find all by themselves, and the comparison only proves it.
+        """
+        return 2.0 if self.consul == "acl" else 10.0
 
 
 SCENERIES = {
     scenery.name: scenery
     for scenery in (
         Scenery("agent"),
-        Scenery("acl", consul="acl"),
+        Scenery("acl", consul="acl", synchronizers=1),
         Scenery("postgres", database="postgres"),
         Scenery("servers", consul="servers"),
     )
@@ -94,13 +104,15 @@ class World:
             "LICTOR_DATABASE_URL": self._start_database(),
             "CONSUL_HTTP_ADDR": f"http://{self.proxy.address}",
             "CONSUL_HTTP_TOKEN": self.registry.token,
+            "LICTOR_ANTI_ENTROPY": f"{self.scenery.anti_entropy}s",
         }
         folder = self._folder / "lictor"
         folder.mkdir()
-        self.processes = Processes(folder, settings, synchronizers=1)
+        self.processes = Processes(folder, settings, synchronizers=self.scenery.synchronizers)
         self._open.callback(self.processes.close)
         self.processes.start()
-        self.invariants = Invariants(self.processes, self.told)
+        repairs = self.scenery.consul == "acl"
+        self.invariants = Invariants(self.processes, self.told, repairs_are_expected=repairs)
         url, excuses = self.processes.lictor.url, self.processes.excuses
         asking = Asking(url, excuses, self.invariants.with_manifest, seed=self._seed)
         self.asking = self._open.enter_context(asking)
