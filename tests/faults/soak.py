@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +28,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first seed (default: a random one); then upwards")
     parser.add_argument("--scenery", choices=SCENERIES, help="this one only (default: one after the other)")
     asked = parser.parse_args()
+    # Whoever ends it this way wants its processes and its disk gone too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seed = asked.seed if asked.seed is not None else random.randrange(1_000_000)
     sceneries = [asked.scenery] if asked.scenery else list(SCENERIES)
     reports: list[Report] = []
