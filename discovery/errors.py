@@ -2,6 +2,7 @@
 
 DiscoveryError
 ├── ConfigError             a setting or an argument is wrong: each fault, with its mend
+├── NoInstance              no instance of a module can be called now
 ├── RegistryUnavailable     the registry does not answer, or not as it should: try again later
 └── RegistryRejected        the registry understood and refused: trying again changes nothing
     ├── PermissionDenied    the token is wrong or lacks a right
@@ -29,6 +30,10 @@ class ConfigError(DiscoveryError):
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(self.faults))
+
+
+class NoInstance(DiscoveryError):
+    """A module is unknown, or none of its instances passes: there is nothing to send a request to."""
 
 
 class RegistryUnavailable(DiscoveryError):
