@@ -105,5 +105,6 @@ def test_sync_serves_its_own_metrics(lictor: Lictor, cache: Cache) -> None:
         eventually(lambda: wanted in httpx.get(f"http://{bind}/metrics", trust_env=False).text)  # noqa: B023
     second = lictor.start("sync", LICTOR_METRICS_BIND=bind, LICTOR_REGISTRIES="push")
     second.wait_for(f"LICTOR_METRICS_BIND: no metrics are served, for nothing can listen on {bind}")
+    second.wait_for("standing by")
     assert second.end() == 0
     assert first.end() == 0
