@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,9 @@ class Mirror:
         # Instances that were read at a later index than a watch's: their health may turn out
         # other when it catches up, without any check having been named.
         self._ahead: set[InstanceKey] = set()
+        # Whatever is told of checks is at least as new as this index, even if Consul's own is lower:
+        # that moves with the checks alone.
+        self._surveyed_at = 0
 
     @property
     def has_states(self) -> bool:
@@ -75,6 +78,26 @@ class Mirror:
         gone = {name: self._forget(name) for name in self.names if name not in names}
         self.names = names
         return renamed, gone
+
+    @property
+    def unread(self) -> set[str]:
+        """The modules of which no instance is known."""
+        return {name for name in self.names if not self._known.get(name)}
+
+    def is_smaller_by_node(self, services: Mapping[str, Iterable[str]], nodes: Sequence[Any]) -> bool:
+        """Whether `catalog/nodes` names fewer nodes than `catalog/services` names modules."""
+        return 0 < len(nodes) < len(self._modules(services))
+
+    def node_surveyed(self, data: Mapping[str, Any], index: int) -> None:
+        """Takes an answer of `catalog/node/NODE` at first sight: the checks are taken after all of these."""
+        self._surveyed_at = max(self._surveyed_at, index)
+        for service in (data.get("Services") or {}).values():
+            written = int(service.get("ModifyIndex") or 0)
+            known = _read({"Node": data.get("Node"), "Service": service}, written)
+            if known and self._tag in known.instance.tags and known.instance.module in self.names:
+                key = known.instance.key
+                self._known.setdefault(key.module, {})[key] = known
+                self._on_node.setdefault(key.node, set()).add(key)
 
     def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
         """Takes an answer of `health/state/any`.
@@ -121,7 +144,7 @@ class Mirror:
         other one, or be gone with its instance, and the answers that tell of it may be yet to come.
         """
         before, now = self._checks.get(state, {}), _by_place(checks)
-        self._checks[state], self._index[state] = now, index
+        self._checks[state], self._index[state] = now, max(index, self._surveyed_at)
         affected = set(self._ahead)
         for where in before.keys() | now.keys():
             if before.get(where) != now.get(where):
@@ -138,7 +161,8 @@ class Mirror:
             key
             for found in self._known.values()
             for key, known in found.items()
-            if known.inherits and self._told[key].address != self._address(known)
+            if known.inherits
+            and ((told := self._told.get(key)) is None or told.address != self._address(known))
         )
 
     # What an answer says that is not known, without taking it

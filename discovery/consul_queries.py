@@ -181,14 +181,19 @@ class BlockingQuery:
         self._queries = queries
         self._wait = wait
         self._floor = Floor()
+        self._waits = False
+
+    def start_from(self, index: int) -> None:
+        """Takes it that the answer at this index is known: the first one told is news."""
+        self.index, self._waits = index, index > 0
 
     async def answers(self) -> AsyncGenerator[tuple[Answer, bool]]:
-        """Its answers, the first at once, and whether the index moved; without end.
+        """Its answers, the first at once unless it is known, and whether the index moved; without end.
 
         An answer at the same index can be another all the same: a token's rights move no index.
         Raises IndexWentBack.
         """
-        waits = False
+        waits, self._waits = self._waits, False
         while True:
             asked = time.monotonic()
             # Jitter: watches that began together do not all come back together.

@@ -15,6 +15,7 @@ from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.consul_client import Answer
 from discovery.consul_mirror import Mirror
 from discovery.consul_queries import BlockingQuery, IndexWentBack, Queries, Stalled, node_path, service_path
+from discovery.consul_survey import Survey
 from discovery.errors import RegistryUnavailable
 from discovery.metrics import WATCH_RESTARTS
 from discovery.to_read import Node, Place, Service, ToRead
@@ -31,7 +32,8 @@ _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
 # So long at the most, in seconds, a search waits for the next after a long one.
-_LONGEST_REST = 2.0
+_LONGEST_REST = 1.0
+_LIVELIEST = 3
 # More places than this take longer to look through than all checks of a cluster.
 _MANY = 250
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
@@ -103,6 +105,7 @@ class Session:
         }
         loops |= {f"read-{number}": self._read_places for number in range(READERS)}
         loops |= {"search": self._search, "contact": self._keep_contact, "anti-entropy": comparison.run}
+        await self._survey()
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
                 group.create_task(self._guarded(name, loop), name=f"{name} of {self._source}")
@@ -117,6 +120,14 @@ class Session:
                 logger.warning("stuck and restarted source=%s loop=%s: %s", self._source, name, exc)
                 if self._queries.stalls >= _RESTARTS:
                     raise RegistryUnavailable(f"Consul does not answer: {exc}") from exc
+
+    async def _survey(self) -> None:
+        """Learns all that there is in few queries, where that is possible; else the first pass does."""
+        watches = {name: watched.query for name, watched in self._watches.items()}
+        if await Survey(self._queries, self._mirror, watches, CONNECTIONS).make():
+            self._first_pass = self._mirror.unread
+            self._to_read.first(map(Service, self._first_pass))
+            await self._tell(())
 
     # What is watched
 
@@ -151,7 +162,10 @@ class Session:
             self._doubtful.discard(name)
             self._queries.forget(service_path(name))
         if moved or renamed or gone:
-            self._unnamed |= not (renamed or gone)
+            if not (renamed or gone):
+                self._unnamed = True
+                # Where most changed lately it is looked at once, whatever search is under way.
+                self._to_read.first(map(Node, self._nodes_by_liveliness()[:_LIVELIEST]))
             self._moved.set()
         await self._tell((), [key for keys in gone.values() for key in keys])
 
@@ -176,8 +190,8 @@ class Session:
                 raise
             finally:
                 self._searching = False
-            # Of a cluster that churns no more than half the time goes into searching.
-            await asyncio.sleep(min(time.monotonic() - begun, _LONGEST_REST))
+            # Of a cluster that churns no more than two thirds of the time go into searching.
+            await asyncio.sleep(min((time.monotonic() - begun) / 2, _LONGEST_REST))
 
     async def _look_through(self, unnamed: bool) -> None:
         """Has read again whatever may have changed; `unnamed` if nothing at all is named yet.
@@ -205,8 +219,7 @@ class Session:
 
     def _nodes_by_liveliness(self) -> list[str]:
         nodes = self._mirror.nodes
-        lively = [node for node in reversed(self._lively) if node in nodes]
-        return list(dict.fromkeys([*lively, *nodes]))
+        return list(dict.fromkeys([*(node for node in reversed(self._lively) if node in nodes), *nodes]))
 
     @property
     def _is_settled(self) -> bool:

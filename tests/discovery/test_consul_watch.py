@@ -18,6 +18,7 @@ from discovery.consul_client import Call, ConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.consul_mirror import Mirror
 from discovery.consul_session import CONNECTIONS
+from tests.consul_proxy import ConsulProxy
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.manifest_server import Behaviour, ManifestServer, answer, reset, silence
 from tests.watching import Watching
@@ -86,6 +87,55 @@ def test_the_first_word_is_complete(consul: RunningConsul, client: ConsulClient,
         assert first.source == "consul"
         assert list(watching.of(name)) == [name]
         assert not watching.of(f"{name}-other"), "without the tag it is no module"
+
+
+def test_the_first_word_takes_a_query_a_node(consul_server: Callable[..., ConsulServer]) -> None:
+    server = consul_server()
+    checks = {"m-0": "critical", "m-1": "warning", "m-2": "passing", "m-5": "critical"}
+    with server.client() as client, ConsulProxy(server.http_addr) as proxy:
+        for number in range(12):
+            name, node = f"m-{number}", f"node-{number % 3}"
+            client.send(catalog(name, node, Meta={"n": str(number)}, Port=100 + number))
+            if name in checks:
+                check = {
+                    "Node": node,
+                    "CheckID": name,
+                    "Name": name,
+                    "Status": checks[name],
+                    "ServiceID": name,
+                }
+                client.send(
+                    put_json("/v1/catalog/register", {"Node": node, "Address": "127.0.0.9", "Check": check})
+                )
+        client.send(catalog("m-0", "node-1", "m-0-b", Tags=["other"]))
+        client.send(catalog("m-0", "node-2", "m-0-c", Address="127.0.0.7"))
+        disk = {"Node": "node-2", "CheckID": "_node_maintenance", "Name": "disk", "Status": "critical"}
+        client.send(
+            put_json("/v1/catalog/register", {"Node": "node-2", "Address": "127.0.0.9", "Check": disk})
+        )
+        with Watching(ConsulWatcher(proxy.config())) as watching:
+            eventually(lambda: watching.updates)
+            first = watching.updates[0]
+            assert isinstance(first, Change)
+            assert first.complete
+            assert not [asked for asked in proxy.requests if asked.path.startswith("/v1/health/service")]
+            told = {instance.id: instance for instance in first.present}
+            assert set(told) == {*(f"m-{number}" for number in range(12)), "m-0-c"}
+            for number in range(12):
+                instance, node = told[f"m-{number}"], f"node-{number % 3}"
+                assert (instance.port, instance.meta) == (100 + number, {"n": str(number)})
+                assert (instance.node, instance.address) == (node, "127.0.0.9")
+                health = checks.get(instance.id, "passing") if node != "node-2" else "maintenance"
+                assert instance.health == health
+            assert told["m-0-c"].address == "127.0.0.7"
+            for number in (3, 4, 5):
+                client.send(catalog(f"m-{number}", f"node-{number % 3}", Meta={"n": "new"}))
+                eventually(lambda n=number: watching.of(f"m-{n}")[f"m-{n}"].meta == {"n": "new"})  # type: ignore[misc]
+            client.send(
+                put_json("/v1/catalog/deregister", {"Node": "node-2", "CheckID": "_node_maintenance"})
+            )
+            health_is(watching, "m-2", "m-2", Health.PASSING)
+            health_is(watching, "m-5", "m-5", Health.CRITICAL)
 
 
 def test_an_instance_comes_and_goes(client: ConsulClient, watching: Watching, name: str) -> None:
