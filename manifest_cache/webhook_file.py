@@ -77,7 +77,7 @@ class WebhookFile:
         self._stamps = {}
         try:
             told = tomllib.loads(self._content(self.path))
-        except (ValueError, OSError) as exc:
+        except (ValueError, OSError, RecursionError) as exc:
             raise self._error([_said(exc)]) from exc
         entries = told.pop("receiver", None)
         faults = [f"{quoted(name)} is unknown: there are only [[receiver]] tables" for name in told]
@@ -255,6 +255,8 @@ def _said(exc: Exception) -> str:
         return f"cannot be read: {exc.strerror or exc}"
     if isinstance(exc, UnicodeDecodeError):
         return "is not UTF-8"
+    if isinstance(exc, RecursionError):
+        return "is nested too deep"
     return f"is not TOML: {exc}" if isinstance(exc, tomllib.TOMLDecodeError) else str(exc)
 
 

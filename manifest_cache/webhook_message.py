@@ -20,7 +20,7 @@ from manifest_cache.webhook_file import Receiver
 def body(event: Event) -> bytes:
     """The event as the API shows it, in the envelope that the specification recommends."""
     message = {"type": event.type, "timestamp": rfc3339(event.at), "data": _shown(event)}
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def message_id(series: str, event: Event) -> str:

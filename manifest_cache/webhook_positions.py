@@ -49,6 +49,7 @@ class Positions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._last: tuple[tuple[int, int, int], Behind] | None = None
 
     def begin(self, names: Collection[str]) -> dict[str, Place]:
         """Where these receivers stand; one that is new begins at the newest event.
@@ -76,7 +77,19 @@ class Positions:
             return {row.receiver: row.position for row in session.exec(select(WebhookPosition))}
 
     def behind(self, position: int, limit: int) -> Behind:
-        """The next events behind a position."""
+        """The next events behind a position.
+
+        Receivers that have everything ask for the same ones at the same time: they are read once.
+        """
+        newest = self._database.index()
+        if newest <= position:
+            return Behind(())
+        asked = (newest, position, limit)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self._read_behind(position, limit)
+        return self._last[1]
+
+    def _read_behind(self, position: int, limit: int) -> Behind:
         with self._database.read() as session:
             query = select(Event).where(col(Event.index) > position).order_by(col(Event.index)).limit(limit)
             events = session.exec(query).all()

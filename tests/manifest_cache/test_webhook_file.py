@@ -65,6 +65,7 @@ def test_secrets_in_a_file_beside(tmp_path: Path) -> None:
     ("content", "fault"),
     [
         pytest.param("[[receiver]", "is not TOML: ", id="no TOML"),
+        pytest.param(f"x = {'[' * 50_000}", "is nested too deep", id="nested"),
         pytest.param("", "has no [[receiver]] table", id="empty"),
         pytest.param("receiver = 1", "has no [[receiver]] table", id="no tables"),
         pytest.param(f"x = 1\n{entry()}", '"x" is unknown', id="unknown beside"),

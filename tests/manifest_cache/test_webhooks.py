@@ -16,6 +16,7 @@ import trustme
 from prometheus_client import REGISTRY
 from sqlmodel import col, delete
 
+from discovery import tracing
 from discovery.base import ServiceInstance
 from manifest_cache.database import Database, Fenced
 from manifest_cache.fetch_allow import network
@@ -27,6 +28,7 @@ from manifest_cache.settings import CacheSettings
 from manifest_cache.sync import Synchronizer
 from manifest_cache.webhooks import Webhooks
 from tests.consul_server import eventually
+from tests.otlp_receiver import OTLPReceiver
 from tests.watching import Beside
 from tests.webhook_receiver import Answer, Delivery, WebhookReceiver, new_secret
 from web.schemas import Event as ShownEvent
@@ -371,6 +373,21 @@ def test_a_leader_that_was_replaced_delivers_no_more(on_each: Sender, receiver: 
     assert caught.value.subgroup(Fenced) is not None
     assert [one.event["module"] for one in receiver.taken] in (["a"], ["a", "b"])
     assert (on_each.position("fenced") or 0) <= before, "nothing was written since"
+
+
+def test_a_delivery_is_a_span_that_the_receiver_can_continue(
+    sender: Sender, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender.tell(receiver.entry("traced", **REGISTERED))
+    with OTLPReceiver() as collector:
+        for name, value in collector.environment.items():
+            monkeypatch.setenv(name, value)
+        with tracing.started("test"), sender.running():
+            eventually(lambda: sender.position("traced") is not None)
+            sender.register("a")
+            span = collector.wait_for("deliver webhook")
+    assert span.attributes == {"lictor.receiver": "traced", "lictor.index": receiver.indexes()[0]}
+    assert receiver.taken[0].headers["traceparent"].startswith(f"00-{span.trace}-{span.id}-")
 
 
 def test_no_secret_is_logged(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
