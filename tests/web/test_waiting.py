@@ -13,8 +13,12 @@ from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 from werkzeug.test import TestResponse
 
+from discovery.base import ServiceInstance
+from manifest_cache.database import StoreUnavailable
 from tests.consul_server import eventually
+from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance, told
+from web.waiting import streams
 
 API = "/api/v1"
 STREAM = {"Accept": "text/event-stream"}
@@ -201,3 +205,58 @@ def test_who_takes_both_gets_the_list(cache: Cache, client: FlaskClient) -> None
     head = client.head(f"{API}/events", headers=STREAM)
     assert (head.status_code, head.content_type) == (200, "text/event-stream")
     assert client.get(f"{API}/modules", headers=STREAM).status_code == 406
+
+
+def test_a_silent_stream_is_kept_alive(
+    cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_BEAT", 0.1)
+    cache.module("financial")
+    answer = client.get(f"{API}/events", headers=STREAM)
+    text = ""
+    for chunk in answer.response:
+        text += bytes(chunk).decode()  # type: ignore[arg-type]
+        if text.count(":\n") >= 3:
+            break
+    answer.close()
+    # Comments alone: no blank line, which some clients take for an event without data.
+    assert text.partition("\n\n")[2].replace(":\n", "") == ""
+
+
+def test_who_takes_nothing_for_long_is_dropped(
+    cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_BEAT", 0.1)
+    monkeypatch.setattr(streams, "_PATIENCE", 0.5)
+    cache.announce(*(instance("large", number, meta={"note": "x" * 500}) for number in range(1500)))
+    dropped = REGISTRY.get_sample_value("lictor_streams_dropped_total", {"reason": "stalled"}) or 0
+    answer = client.get(f"{API}/events?after=0", headers=STREAM)
+    eventually(lambda: waiting("stream") == 0)
+    assert REGISTRY.get_sample_value("lictor_streams_dropped_total", {"reason": "stalled"}) == dropped + 1
+    answer.close()
+
+
+def test_the_database_goes_away_and_comes_back(make_app: Callable[..., Flask]) -> None:
+    with PostgresServer() as server:
+        url = server.create_database()
+        with Cache(url) as cache:
+            index = cache.module("financial")
+            client = make_app(database_url=url).test_client()
+            asking = Asking(client, f"{API}/modules?index={index}&wait=2m")
+            stream = client.get(f"{API}/events", headers=STREAM)
+            eventually(lambda: waiting("blocking") == 1 and waiting("stream") == 1)
+            server.stop()
+            hurried = client.get(f"{API}/modules?index={index}&wait=100ms")
+            assert (hurried.status_code, told(hurried)["type"]) == (503, "/problems/database-unavailable")
+            server.start()
+            newest = eventually(lambda: announced(cache, instance("mailer")))
+            assert told(asking.answer())["index"] == newest
+            assert blocks(stream, 2)[1].startswith(f"id: {index + 1}\n")
+
+
+def announced(cache: Cache, one: ServiceInstance) -> int:
+    """The index, or 0 while the database cannot be written to."""
+    try:
+        return cache.announce(one)
+    except StoreUnavailable:
+        return 0
