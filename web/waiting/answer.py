@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.datastructures import Headers
-from werkzeug.test import run_wsgi_app
-
 from web.reading import INDEX_HEADER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
+
+Headers = list[tuple[str, str]]
+
+_WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,14 @@ class Answer:
     @property
     def index(self) -> int | None:
         """The index that it is true for, None if it does not say."""
-        return self.headers.get(INDEX_HEADER, type=int)
+        said = self.header(INDEX_HEADER)
+        return None if said is None else int(said)
+
+    def header(self, name: str) -> str | None:
+        return next((value for found, value in self.headers if found == name), None)
 
     def give(self, start_response: StartResponse) -> Iterable[bytes]:
-        start_response(self.status, list(self.headers))
+        start_response(self.status, self.headers)
         return [self.body]
 
     def wire(self, protocol: Protocol) -> bytes:
@@ -78,15 +83,23 @@ def head(protocol: Protocol, status: str, headers: Iterable[tuple[str, str]]) ->
 
 def ask(app: WSGIApplication, environ: Mapping[str, Any]) -> Answer:
     """The application's answer; the environ stays as it is."""
-    body, status, headers = run_wsgi_app(app, dict(environ), buffered=True)
-    content = b"".join(body)
-    is_empty = environ["REQUEST_METHOD"] == "HEAD" or int(status[:3]) in (
-        HTTPStatus.NO_CONTENT,
-        HTTPStatus.NOT_MODIFIED,
-    )
-    if not is_empty:
-        headers["Content-Length"] = str(len(content))
-    return Answer(status, headers, b"" if is_empty else content)
+    said: list[Any] = []
+
+    def start(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], object]:
+        said[:] = [status, headers]
+        return lambda data: None
+
+    body = app(dict(environ), start)
+    try:
+        content = b"".join(body)
+    finally:
+        if hasattr(body, "close"):
+            body.close()
+    status, headers = said
+    if environ["REQUEST_METHOD"] == "HEAD" or int(status[:3]) in _WITHOUT_BODY:
+        return Answer(status, headers, b"")
+    headers = [line for line in headers if line[0] != "Content-Length"]
+    return Answer(status, [*headers, ("Content-Length", str(len(content)))], content)
 
 
 _OF_THE_CONNECTION = ("wsgi.input", "wsgi.errors", "gunicorn.socket", "wsgi.early_hints", "werkzeug.request")

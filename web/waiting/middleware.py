@@ -220,7 +220,7 @@ def _filter_of(wish: _Wish) -> EventFilter | None:
 
 def _stream_headers(answer: Answer) -> list[tuple[str, str]]:
     told = (INDEX_HEADER, STALE_HEADER, CONTACT_HEADER, REQUEST_ID_HEADER)
-    states = [(name, answer.headers[name]) for name in told if name in answer.headers]
+    states = [line for line in answer.headers if line[0] in told]
     return [
         ("Content-Type", EVENT_STREAM),
         ("Cache-Control", "no-store"),
