@@ -246,9 +246,11 @@ class ConsulLock:
         self._not_before = 0.0 if self._had_it else time.monotonic() + _HEAD_START
 
     async def _leave(self, client: AsyncConsulClient) -> None:
-        with suppress(DiscoveryError, TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_LEAVING):
                 if self._session:
-                    await client.api.session.destroy(self._session)
+                    with suppress(DiscoveryError):
+                        await client.api.session.destroy(self._session)
                 if self._registered:
-                    await client.deregister(self._id)
+                    with suppress(DiscoveryError):
+                        await client.deregister(self._id)
