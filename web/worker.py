@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import Future
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,17 @@ class WaitingWorker(ThreadWorker):  # type: ignore[misc]
         if isinstance(result, Detached):
             self.nr_conns -= 1
             self._hub = result.hub
-            result.hold(conn.sock, lambda: self.method_queue.defer(self._take_back, conn))
+            result.hold(conn.sock, partial(self._give_back, conn))
         else:
             super().finish_request(conn, fs)
+
+    def _give_back(self, conn: Any) -> None:
+        """Called on the hub's thread."""
+        if self.alive:
+            self.method_queue.defer(self._take_back, conn)
+        else:
+            # The loop takes nothing more; its queue may be closed.
+            conn.close()
 
     def _take_back(self, conn: Any) -> None:
         self.nr_conns += 1

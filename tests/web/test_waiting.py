@@ -168,6 +168,15 @@ def test_a_stream(cache: Cache, client: FlaskClient) -> None:
     eventually(lambda: waiting("stream") == 0)
 
 
+def test_a_stream_from_an_index_that_is_not_there_yet(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    answer = client.get(f"{API}/events?after={index + 2}", headers=STREAM)
+    newest = index
+    while newest < index + 3:
+        newest = cache.announce(instance("mailer", newest))
+    assert blocks(answer, 2)[1].startswith(f"id: {index + 3}\n")
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "parameter"),
     [

@@ -121,7 +121,7 @@ class Waiters:
     def end(self) -> None:
         """Everybody gets the answer as it is now, and is to come back on another connection."""
         for asked in tuple(self._asked.values()):
-            for waiter in asked.waiting:
+            for waiter in (*asked.waiting, *asked.woken):
                 waiter.deadline, waiter.give_back = 0.0, None
             self._wake(asked, list(asked.waiting))
 
