@@ -114,6 +114,15 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert len(caught.value.faults) == 3
 
 
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    example = page.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "secret").write_text(SECRET)
+    receivers = read(tmp_path, example.replace("/run/secrets/lictor-audit", "secret"))
+    assert [receiver.name for receiver in receivers] == ["audit", "deploy-board"]
+    assert receivers[1].url.path == "/hooks?board=7"
+
+
 def test_no_representation_holds_a_secret(tmp_path: Path) -> None:
     (receiver,) = read(tmp_path, entry(url='"https://chat.example/T0KEN"'))
     assert repr(receiver.keys[0]) not in repr(receiver)
