@@ -23,6 +23,7 @@ LISTS = (
     "/api/v1/modules?status=available",
     "/api/v1/events?limit=20",
 )
+WAITING = "/api/v1/modules?wait=300ms&index="
 
 
 class Asking:
@@ -74,6 +75,8 @@ class Asking:
 
     def _choose(self, chance: random.Random) -> str:
         names = self._known()
+        if chance.random() < 0.15:
+            return f"{WAITING}{self._index}"
         if not names or chance.random() < 0.6:
             return chance.choice(LISTS)
         path = f"/api/v1/modules/{chance.choice(names)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import rfc8785
 
-from tests.manifest_server import ManifestServer, manifest
+from tests.manifest_server import Behaviour, ManifestServer, manifest
 
 MODULE_TAG = "module"
 
@@ -31,12 +31,18 @@ class Copy:
     health: str = "passing"
     has_check: bool = True
     port: int = 0
+    _is_spoilt: bool = field(default=False, repr=False)
     _running: ExitStack = field(default_factory=ExitStack, repr=False)
     _server: ManifestServer | None = field(default=None, repr=False)
 
     @property
-    def serves(self) -> bool:
+    def runs(self) -> bool:
         return self._server is not None
+
+    @property
+    def serves(self) -> bool:
+        """Whether it serves a good manifest."""
+        return self._server is not None and not self._is_spoilt
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -55,7 +61,14 @@ class Copy:
     def publish(self) -> None:
         """Serves the manifest as it now is."""
         if self._server is not None:
+            self._is_spoilt = False
             self._server.routes = {"/manifest": manifest(self.manifest)}
+
+    def spoil(self, behaviour: Behaviour) -> None:
+        """Serves no manifest, but this, until it is published or started again."""
+        if self._server is not None:
+            self._is_spoilt = True
+            self._server.routes = {"/manifest": behaviour}
 
     def stop(self) -> None:
         self._running.close()

@@ -131,6 +131,9 @@ class WayTroubled(Lasting):
         return f"Way {self.trouble}"
 
     def begin(self, world: World) -> str:
+        if self.trouble is Trouble.CORRUPT:
+            # A head of an answer without its end is waited for as long as Consul may hold a query.
+            world.invariants.repairs_are_expected = True
         world.proxy.make(self.trouble)
         return ""
 
@@ -194,6 +197,8 @@ class RightsTaken(OfSingleAgent):
 
     def begin(self, world: World) -> str:
         world.told.all_withdrawn()
+        # That the token may read again wakes no watch.
+        world.invariants.repairs_are_expected = True
         self.agent(world).allow(NO_SERVICES)
         return ""
 

@@ -37,11 +37,12 @@ class Violation(AssertionError):
 class Invariants:
     """Checks one Lictor over a run; what was seen once is remembered and must not be lost."""
 
-    def __init__(self, processes: Processes, told: Told, *, repairs_are_expected: bool) -> None:
+    def __init__(self, processes: Processes, told: Told) -> None:
         self.replay = Replay()
+        self.events: list[Json] = []
         self._processes = processes
         self._told = told
-        self._repairs_are_expected = repairs_are_expected
+        self.repairs_are_expected = False
         self._known_digests: dict[str, set[str]] = {}
 
     def check(self) -> None:
@@ -93,7 +94,10 @@ class Invariants:
             replay.take(event)
         except UnfitEvent as exc:
             raise Violation(f"{exc}\nthe event: {event}") from exc
-        if replay is self.replay and event["type"] == "instance.removed" and event["registry"] == "consul":
+        if replay is not self.replay:
+            return
+        self.events.append(event)
+        if event["type"] == "instance.removed" and event["registry"] == "consul":
             key = Key("consul", event["module"], event["data"]["node"], event["instance"])
             # What left before the last quiet is forgotten: whoever came back since must have left anew.
             if key not in self._told.withdrawn:
@@ -151,9 +155,7 @@ class Invariants:
         for name, said in self._processes.logs().items():
             if found := re.search(r"^Traceback[\s\S]*", said, re.MULTILINE):
                 raise Violation(f"{name} says:\n{found[0][:5000]}")
-            if not self._repairs_are_expected and (
-                found := re.search(r"^.*the watches missed.*", said, re.M)
-            ):
+            if not self.repairs_are_expected and (found := re.search(r"^.*the watches missed.*", said, re.M)):
                 raise Violation(f"{name} says: {found[0]}")
         for running in self._processes.synchronizers:
             if running.process.poll() is not None:

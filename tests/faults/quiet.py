@@ -29,6 +29,18 @@ def settle(world: World) -> float:
     return time.monotonic() - began
 
 
+def await_follower(world: World) -> None:
+    """Waits until who follows the stream was told all of the log. Raises Violation if it was told else."""
+    began, log = time.monotonic(), world.invariants.events
+    while len(told := list(world.following.events)) < len(log) and time.monotonic() - began < LIMIT:
+        world.pass_time(_PAUSE)
+    wrong = [(one, other) for one, other in zip(told, log, strict=False) if one != other]
+    if wrong:
+        raise Violation(f"the stream told {wrong[0][0]}, where the log has {wrong[0][1]}")
+    if len(told) < len(log):
+        raise Violation(f"the stream ended with {told[-1:]}, the log goes on with {log[len(told)]}")
+
+
 def _differences(world: World) -> list[str]:
     answer = world.processes.get("/api/v1/modules", include="instances", limit="1000")
     if answer.status_code != 200:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.faults import FAULTS, Lasting
 from tests.faults.invariants import Violation
-from tests.faults.quiet import settle
+from tests.faults.quiet import await_follower, settle
 from tests.faults.steps import OPENING, STEPS, Step
 from tests.faults.world import SCENERIES, World
 
@@ -126,6 +126,7 @@ class Run:
         self.report.quiet.append(settle(world))
         self._lines.append(f"      quiet after {self.report.quiet[-1]:.1f} s")
         world.check()
+        await_follower(world)
         # All that went is gone now: what is removed from here on must have left anew.
         world.told.withdrawn.clear()
 

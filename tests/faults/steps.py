@@ -6,12 +6,20 @@ from abc import ABC, abstractmethod
 
 from tests.faults.copies import MODULE_TAG, Copy
 from tests.faults.world import World
+from tests.manifest_server import answer, reset, silence
 
 MODULES = tuple(f"module-{letter}" for letter in "abcde")
 PUSHING = tuple(f"pushing-{letter}" for letter in "ab")
 MOST_COPIES = 14
 MOST_PUSHING = 4
 ELSEWHERE = ("node-x", "node-y")
+SPOILT = (
+    answer("{"),
+    answer('{"name": "somebody-else", "version": "1.0.0"}'),
+    answer(status="500 Internal Server Error"),
+    silence,
+    reset,
+)
 
 
 class Step(ABC):
@@ -196,7 +204,7 @@ class Publish(Step):
 
     def _candidates(self, world: World) -> list[Copy]:
         pushed = [pusher.copy for pusher in world.pushers]
-        return [copy for copy in (*world.copies, *pushed) if copy.serves]
+        return [copy for copy in (*world.copies, *pushed) if copy.runs]
 
     def do(self, world: World) -> str:
         module = world.chance.choice(self._candidates(world)).module
@@ -223,6 +231,18 @@ class Die(OfConsul):
 
     def act(self, world: World, copy: Copy) -> None:
         copy.stop()
+
+
+class Spoil(OfConsul):
+    """A copy serves something else than its manifest, or nothing at all, until it publishes again."""
+
+    weight = 3
+
+    def candidates(self, world: World) -> list[Copy]:
+        return [copy for copy in world.copies if copy.serves]
+
+    def act(self, world: World, copy: Copy) -> None:
+        copy.spoil(world.chance.choice(SPOILT))
 
 
 class PushArrive(Step):
@@ -307,6 +327,7 @@ STEPS: tuple[Step, ...] = (
     Restart(),
     Publish(),
     Die(),
+    Spoil(),
     PushArrive(),
     PushTurn(),
     PushRedefine(),

@@ -15,6 +15,7 @@ from typing import Literal, Self
 from tests.faults.asking import Asking
 from tests.faults.copies import Copy
 from tests.faults.disk import Disk, small_disk
+from tests.faults.following import Following
 from tests.faults.invariants import Invariants, Violation
 from tests.faults.lictor import Processes
 from tests.faults.proxy import Proxy
@@ -109,10 +110,11 @@ class World:
         folder = self._folder / "lictor"
         folder.mkdir()
         self.processes = Processes(folder, settings, synchronizers=self.scenery.synchronizers)
+        # What it follows ends before it does, so that it need not wait for another word.
+        self.following = self._open.enter_context(Following(self.processes.lictor.url))
         self._open.callback(self.processes.close)
         self.processes.start()
-        repairs = self.scenery.consul == "acl"
-        self.invariants = Invariants(self.processes, self.told, repairs_are_expected=repairs)
+        self.invariants = Invariants(self.processes, self.told)
         url, excuses = self.processes.lictor.url, self.processes.excuses
         asking = Asking(url, excuses, self.invariants.with_manifest, seed=self._seed)
         self.asking = self._open.enter_context(asking)
