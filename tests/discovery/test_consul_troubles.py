@@ -79,6 +79,25 @@ def test_one_failed_read_ends_no_watch(
     client.deregister(name)
 
 
+@pytest.mark.parametrize("nodes", [1, 4], ids=["node by node", "service by service"])
+def test_a_first_sight_that_is_not_whole_is_not_told(
+    consul_server: Callable[..., ConsulServer], name: str, nodes: int
+) -> None:
+    server = consul_server()
+    path = f"/v1/catalog/node/{name}-0" if nodes == 1 else f"/v1/health/service/{name}-1"
+    with server.client() as client, ConsulProxy(server.http_addr) as proxy:
+        for number in range(4):
+            service = {"Service": f"{name}-{number % 3}", "ID": str(number), "Tags": ["module"]}
+            body = {"Node": f"{name}-{number % nodes}", "Address": "127.0.0.9", "Service": service}
+            client.send(put_json("/v1/catalog/register", body))
+        proxy.meddle = lambda asked: Meddling(500) if asked.path == path else None
+        with Watching(ConsulWatcher(proxy.config())) as watching:
+            eventually(lambda: len(losses(watching)) >= 2)
+            assert len(losses(watching)) == len(watching.updates)
+            proxy.meddle = lambda asked: None
+            eventually(lambda: len(watching.instances) == 4)
+
+
 def test_the_pause_that_consul_asks_for_is_kept(proxy: ConsulProxy, client: ConsulClient, name: str) -> None:
     path = f"/v1/health/service/{name}"
     refused: list[float] = []
