@@ -15,8 +15,10 @@ Problem                             type                        status
 ├── NotAcceptable                   not-acceptable              406
 ├── EventsGone                      events-gone                 410
 ├── BodyTooLarge                    body-too-large              413
+├── PathTooLong                     path-too-long               414
 ├── WrongContentType                wrong-content-type          415
 ├── InvalidBody                     invalid-body                422
+├── HeadersTooLarge                 headers-too-large           431
 ├── InternalError                   internal-error              500
 ├── DatabaseUnavailable             database-unavailable        503
 ├── TooManyWatchers                 too-many-watchers           503
@@ -206,6 +208,20 @@ class EventsGone(Problem):
         "all events that are kept; `oldest` is the index of the first of them. LICTOR_EVENT_RETENTION says "
         "how long they are kept."
     )
+
+
+class PathTooLong(Problem):
+    slug, status = "path-too-long", 414
+    title = "The path and the query are too long"
+    meaning = "The first line of the request, with path and query, has more than 8,190 bytes."
+    advice = "Ask for less at once: `/api/v1/modules/lookup` takes several requests for very many names."
+
+
+class HeadersTooLarge(Problem):
+    slug, status = "headers-too-large", 431
+    title = "The headers are too large"
+    meaning = "The request has more than 100 headers, more than 32 KiB of them, or one of 8,190 bytes."
+    advice = "Send fewer or shorter headers; cookies and tokens are what is usually long."
 
 
 class BodyTooLarge(Problem):

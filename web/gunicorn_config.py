@@ -1,9 +1,8 @@
 """gunicorn's settings: Lictor's in, module variables of gunicorn's names out.
 
 `gunicorn -c python:web.gunicorn_config` serves Lictor. Threads keep connections alive and wait for
-the database at the same time, and requests that wait for a change need none (`web.worker`).
-`reuse_port` gives each worker a queue of its own, so that the kernel spreads kept-alive connections
-evenly, where otherwise one worker may get them all.
+the database at the same time; requests that wait for a change (`web.worker`), and clients that are
+slow to ask (`web.patient_worker`), need none. Each worker has a queue of its own (`web.queues`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 
 from discovery import tracing
 from discovery.errors import ConfigError
-from web import metrics_files
+from web import metrics_files, queues
 from web.logs import logging_config
 from web.settings import UNIX, Settings
 
@@ -42,13 +41,27 @@ def _load() -> Settings:
 
 
 def on_starting(server: Any) -> None:
-    """Refuses at once what gunicorn would try five times, and what `reuse_port` would let through.
+    """Refuses at once what gunicorn would try five times, and what a shared port would let through.
 
-    Another server with `reuse_port` would share the port, and answer some of the requests.
+    Another server that shares the port would answer some of the requests.
     """
     _check_address()
     _raise_file_limit()
+    if _settings.host_port is not None:
+        queues.open_queues(server)
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    queues.choose(server, worker)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    queues.take(worker)
+
+
+def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None:
+    queues.keep_all_served(server, new_value)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -143,7 +156,6 @@ proc_name = "lictor"
 preload_app = True
 
 bind = _settings.bind
-reuse_port = _settings.host_port is not None
 backlog = 2048
 
 worker_class = "web.worker.WaitingWorker"

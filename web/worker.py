@@ -13,8 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
-
+from web.patient_worker import PatientWorker
 from web.waiting.hub import Hub
 from web.waiting.middleware import DETACHES, Detached
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 
-class WaitingWorker(ThreadWorker):  # type: ignore[misc]
+class WaitingWorker(PatientWorker):
     """Connections that wait are not its own: they count as closed until they come back."""
 
     wsgi: WSGIApplication

@@ -1,0 +1,49 @@
+"""What is answered to who sends no HTTP that can be read: gunicorn's exceptions in, problems as bytes out."""
+
+from __future__ import annotations
+
+import socket
+from http import HTTPStatus
+
+from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
+
+from web.errors import BadRequest, HeadersTooLarge, PathTooLong, Problem, document, shortened
+
+
+def problem_of(exc: BaseException) -> Problem | None:
+    """None where the request is not at fault."""
+    if isinstance(exc, http_errors.LimitRequestLine):
+        return PathTooLong(f"{PathTooLong.meaning} {PathTooLong.advice}")
+    if isinstance(exc, http_errors.LimitRequestHeaders):
+        return HEADERS_TOO_LARGE
+    if isinstance(exc, _UNREADABLE) and not isinstance(exc, _FAULTS_OF_THE_APPLICATION):
+        return BadRequest(f"The request is not HTTP as it should be: {shortened(str(exc))}")
+    return None
+
+
+def send(problem: Problem, client: socket.socket) -> None:
+    """Sends it as the last of the connection, and does not wait for a client that takes it slowly."""
+    answer = document(problem)
+    body = answer.get_data()
+    lines = [
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+        *(f"{name}: {value}" for name, value in answer.headers.items()),
+        "Connection: close",
+    ]
+    util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+
+HEADERS_TOO_LARGE = HeadersTooLarge(f"{HeadersTooLarge.meaning} {HeadersTooLarge.advice}")
+_FAULTS_OF_THE_APPLICATION = (http_errors.InvalidResponseHeader, http_errors.InvalidResponseHeaderName)
+_UNREADABLE = (
+    http_errors.InvalidRequestLine,
+    http_errors.InvalidRequestMethod,
+    http_errors.InvalidHTTPVersion,
+    http_errors.InvalidHeader,
+    http_errors.InvalidHeaderName,
+    http_errors.ObsoleteFolding,
+    http_errors.InvalidChunkSize,
+    http_errors.ChunkMissingTerminator,
+    http_errors.InvalidChunkExtension,
+)
