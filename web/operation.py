@@ -187,7 +187,14 @@ def plain(**described: Any) -> Callable[[View], Endpoint]:
 
 
 _OF_ANY = (NoParameters, ReadQuery)
-_OF_EVERY_REQUEST = (errors.BadParameter, errors.BadRequest, NotAcceptable, errors.InternalError)
+_OF_EVERY_REQUEST = (
+    errors.BadParameter,
+    errors.BadRequest,
+    NotAcceptable,
+    errors.PathTooLong,
+    errors.HeadersTooLarge,
+    errors.InternalError,
+)
 _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
 _OF_WAITING = (errors.TooManyWatchers,)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)

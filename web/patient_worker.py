@@ -50,7 +50,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if there is None or not (conn.initialized or _bounded(conn.sock)):
             self._drop(conn)
         elif there.is_too_large:
-            self._refuse(conn)
+            self._refuse(conn, there)
         elif there.is_whole:
             self._hand_over(conn)
         else:
@@ -79,7 +79,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if there is None:
             self._drop(conn)
         elif there.is_too_large:
-            self._refuse(conn)
+            self._refuse(conn, there)
         else:
             _wake_beyond(conn.sock, 0)
             self._hand_over(conn)
@@ -89,8 +89,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.data_ready = True
         super().enqueue_req(conn)
 
-    def _refuse(self, conn: Any) -> None:
-        refusals.send(refusals.HEADERS_TOO_LARGE, conn.sock)
+    def _refuse(self, conn: Any, there: _There) -> None:
+        refusals.send(refusals.problem_of_begin(there.content), conn.sock)
         self._drop(conn)
 
     def _drop(self, conn: Any) -> None:

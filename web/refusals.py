@@ -14,12 +14,17 @@ from web.errors import BadRequest, HeadersTooLarge, PathTooLong, Problem, docume
 def problem_of(exc: BaseException) -> Problem | None:
     """None where the request is not at fault."""
     if isinstance(exc, http_errors.LimitRequestLine):
-        return PathTooLong(f"{PathTooLong.meaning} {PathTooLong.advice}")
+        return _PATH_TOO_LONG
     if isinstance(exc, http_errors.LimitRequestHeaders):
-        return HEADERS_TOO_LARGE
+        return _HEADERS_TOO_LARGE
     if isinstance(exc, _UNREADABLE) and not isinstance(exc, _FAULTS_OF_THE_APPLICATION):
         return BadRequest(f"The request is not HTTP as it should be: {shortened(str(exc))}")
     return None
+
+
+def problem_of_begin(begin: bytes) -> Problem:
+    """Of a request whose head does not come to its end."""
+    return _HEADERS_TOO_LARGE if b"\r\n" in begin else _PATH_TOO_LONG
 
 
 def send(problem: Problem, client: socket.socket) -> None:
@@ -34,7 +39,8 @@ def send(problem: Problem, client: socket.socket) -> None:
     util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
 
-HEADERS_TOO_LARGE = HeadersTooLarge(f"{HeadersTooLarge.meaning} {HeadersTooLarge.advice}")
+_PATH_TOO_LONG = PathTooLong(f"{PathTooLong.meaning} {PathTooLong.advice}")
+_HEADERS_TOO_LARGE = HeadersTooLarge(f"{HeadersTooLarge.meaning} {HeadersTooLarge.advice}")
 _FAULTS_OF_THE_APPLICATION = (http_errors.InvalidResponseHeader, http_errors.InvalidResponseHeaderName)
 _UNREADABLE = (
     http_errors.InvalidRequestLine,

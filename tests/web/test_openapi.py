@@ -112,7 +112,20 @@ def test_answers_to_writes_are_as_it_says(client: FlaskClient, document: Any) ->
     beat = client.post("/api/v1/modules/w/heartbeat", json={"id": "w"})
     validate(document, "/api/v1/modules/{name}/heartbeat", "post", 200, told(beat))
     responses = document["paths"]["/api/v1/modules/register"]["post"]["responses"]
-    assert set(responses) == {"201", "400", "401", "403", "406", "413", "415", "422", "500", "503"}
+    assert set(responses) == {
+        "201",
+        "400",
+        "401",
+        "403",
+        "406",
+        "413",
+        "414",
+        "415",
+        "422",
+        "431",
+        "500",
+        "503",
+    }
     assert (
         "content"
         not in document["paths"]["/api/v1/modules/{name}/instances/{id}"]["delete"]["responses"]["204"]
