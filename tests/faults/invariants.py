@@ -61,7 +61,8 @@ class Invariants:
 
     def with_manifest(self) -> list[str]:
         """The modules of which a manifest was seen."""
-        return [name for name, digests in list(self._known_digests.items()) if digests]
+        known = list(self._known_digests.items())
+        return [name for name, digests in known if digests and name not in self._told.forgettable]
 
     def replay_anew(self) -> None:
         """The log as a whole, from its beginning, gives what its parts gave."""
@@ -97,6 +98,10 @@ class Invariants:
         if replay is not self.replay:
             return
         self.events.append(event)
+        if event["type"] == "module.forgotten":
+            if event["module"] not in self._told.forgettable:
+                raise Violation(f"nobody wanted {event['module']} forgotten\nthe event: {event}")
+            self._known_digests.pop(event["module"], None)
         if event["type"] == "instance.removed" and event["registry"] == "consul":
             key = Key("consul", event["module"], event["data"]["node"], event["instance"])
             # What left before the last quiet is forgotten: whoever came back since must have left anew.

@@ -315,8 +315,31 @@ class PushLeave(OfPush):
 OPENING: tuple[Step, ...] = (*(Arrive() for _ in range(7)), PushArrive())
 """With whom a run begins."""
 
+
+class Forget(Step):
+    """An operator has a module without instances forgotten; that may be refused, if some are believed in."""
+
+    weight = 2
+
+    def possible(self, world: World) -> bool:
+        return bool(self._candidates(world))
+
+    def _candidates(self, world: World) -> list[str]:
+        present = {copy.module for copy in world.copies}
+        return [name for name in MODULES if name not in present]
+
+    def do(self, world: World) -> str:
+        name = world.chance.choice(self._candidates(world))
+        # From now on readers do not count on it: it may be asked for while it goes.
+        world.told.forgettable.add(name)
+        done = world.processes.lictor.run("forget", name)
+        assert done.returncode in (0, 1), done.stderr
+        return name
+
+
 STEPS: tuple[Step, ...] = (
     Arrive(),
+    Forget(),
     Leave(),
     Turn(),
     Flap(),

@@ -27,6 +27,7 @@ class Told:
         self.healths: dict[Key, set[str]] = defaultdict(set)
         self.digests: dict[str, set[str]] = defaultdict(set)
         self.withdrawn: set[Key] = set()
+        self.forgettable: set[str] = set()
 
     def announced(self, key: Key, instance: Json) -> None:
         self.definitions[key].add(definition_of(instance))
