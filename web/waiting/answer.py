@@ -38,27 +38,16 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the application answered, whole."""
+    """What the application answered, whole; `index` is what it is true for, None if it does not say."""
 
     status: str
+    code: int
+    index: int | None
     headers: Headers
     body: bytes
     # Of a page of events: whether it holds none.
     is_empty: bool = False
     _wire: dict[Protocol, bytes] = field(default_factory=dict, init=False)
-
-    @property
-    def code(self) -> int:
-        return int(self.status[:3])
-
-    @property
-    def index(self) -> int | None:
-        """The index that it is true for, None if it does not say."""
-        said = self.header(INDEX_HEADER)
-        return None if said is None else int(said)
-
-    def header(self, name: str) -> str | None:
-        return next((value for found, value in self.headers if found == name), None)
 
     def give(self, start_response: StartResponse) -> Iterable[bytes]:
         start_response(self.status, self.headers)
@@ -96,10 +85,12 @@ def ask(app: WSGIApplication, environ: Mapping[str, Any]) -> Answer:
         if hasattr(body, "close"):
             body.close()
     status, headers = said
-    if environ["REQUEST_METHOD"] == "HEAD" or int(status[:3]) in _WITHOUT_BODY:
-        return Answer(status, headers, b"")
+    code = int(status[:3])
+    index = next((int(value) for name, value in headers if name == INDEX_HEADER), None)
+    if environ["REQUEST_METHOD"] == "HEAD" or code in _WITHOUT_BODY:
+        return Answer(status, code, index, headers, b"")
     headers = [line for line in headers if line[0] != "Content-Length"]
-    return Answer(status, [*headers, ("Content-Length", str(len(content)))], content)
+    return Answer(status, code, index, [*headers, ("Content-Length", str(len(content)))], content)
 
 
 _OF_THE_CONNECTION = ("wsgi.input", "wsgi.errors", "gunicorn.socket", "wsgi.early_hints", "werkzeug.request")
