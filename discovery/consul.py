@@ -3,7 +3,7 @@
 Four queries stay open whatever the number of services: `catalog/services` wakes on every change
 of a registration, `health/state/critical` and `health/state/warning` on every change of health,
 `catalog/nodes` on a node's address, and none of these is large even where the catalog is. What a
-registration is made of is read over two connections more.
+registration is made of is read over one connection more.
 
 Source: https://developer.hashicorp.com/consul/api-docs/features/blocking
 """

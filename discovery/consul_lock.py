@@ -122,7 +122,7 @@ class ConsulLock:
     async def run(self) -> NoReturn:
         """Keeps the process registered and the lock as it is wished for; frees both when it is cancelled."""
         backoff = Backoff(0.1, _BEAT)
-        async with AsyncConsulClient(self._config, max_connections=2) as client:
+        async with AsyncConsulClient(self._config, max_connections=1) as client:
             try:
                 while True:
                     try:

@@ -22,11 +22,8 @@ from discovery.to_read import Node, Place, Service, ToRead
 
 logger = logging.getLogger(__name__)
 
-READERS = 2
-"""How many services or nodes are read at the same time."""
-
-CONNECTIONS = 4 + READERS
-"""To Consul, in all: one for each blocking query, and the readers'."""
+CONNECTIONS = 5
+"""To Consul, at the most: one for each blocking query, and one for all that is read."""
 
 _SIGN_OF_LIFE = 5.0
 # What is known to have changed is read, told and stored before all else is looked through.
@@ -103,8 +100,12 @@ class Session:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             name: partial(self._watch, watched) for name, watched in self._watches.items()
         }
-        loops |= {f"read-{number}": self._read_places for number in range(READERS)}
-        loops |= {"search": self._search, "contact": self._keep_contact, "anti-entropy": comparison.run}
+        loops |= {
+            "read": self._read_places,
+            "search": self._search,
+            "contact": self._keep_contact,
+            "anti-entropy": comparison.run,
+        }
         await self._survey()
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
