@@ -1,5 +1,5 @@
 # The ways to run, test and check Lictor; `make` alone lists them. The work is done by scripts/.
-#   make test ARGS="-k digest -x"         passes arguments on to pytest
+#   make test ARGS="-k digest -x"         passes arguments on to pytest; -n0 runs one test at a time
 #   make soak STEPS=5000 SEED=1           plays as many steps, from this seed on
 #   make test PYTHON=python3.12           makes the environment with another interpreter
 
@@ -26,7 +26,7 @@ demo: venv       ## Start a Consul, Lictor and three sample modules; Ctrl-C ends
 	@$(python) scripts/demo.py $(ARGS)
 
 test: setup      ## Run the tests, but for those of wheel-test, docker-test and demo-test
-	@$(python) -m pytest -m "not wheel and not docker and not demo" $(ARGS)
+	@$(python) -m pytest -n 4 --dist worksteal -m "not wheel and not docker and not demo" $(ARGS)
 
 soak: setup      ## Play Lictor under faults on random seeds; STEPS=2000 SEED=N
 	@$(python) -m tests.faults.soak $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(ARGS)

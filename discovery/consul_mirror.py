@@ -134,6 +134,15 @@ class Mirror:
         self._drop(gone)
         return self._altered(found), gone
 
+    def contradicted(self, entries: Iterable[Any], index: int) -> set[Health]:
+        """The states in which an answer of `health/service` has an instance, and a newer watch has it not."""
+        return {
+            state
+            for known in self._instances_in(entries, index).values()
+            for state in known.unwell & {Health.CRITICAL, Health.WARNING}
+            if not self._is_unwell(known, state)
+        }
+
     def checks_answered(
         self, state: Health, checks: Iterable[Any], index: int
     ) -> tuple[list[ServiceInstance], list[str]]:

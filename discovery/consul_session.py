@@ -66,7 +66,6 @@ class Session:
         self._told_all = False
         self._told_at = 0.0
         self._told_doubt: str | None = None
-        self._warning = BlockingQuery(queries, "/v1/health/state/warning", wait)
         self._watches = self._make_watches(wait)
         self._contact = contact
         self._anti_entropy = anti_entropy
@@ -77,13 +76,13 @@ class Session:
         def of_state(query: BlockingQuery, state: Health) -> Watched:
             return Watched(query, partial(self._take_state, state), partial(mirror.differs_in_checks, state))
 
-        critical, services, nodes = (
+        warning, critical, services, nodes = (
             BlockingQuery(self._queries, f"/v1/{path}", wait)
-            for path in ("health/state/critical", "catalog/services", "catalog/nodes")
+            for path in ("health/state/warning", "health/state/critical", "catalog/services", "catalog/nodes")
         )
         return {
             "critical": of_state(critical, Health.CRITICAL),
-            "warning": of_state(self._warning, Health.WARNING),
+            "warning": of_state(warning, Health.WARNING),
             "services": Watched(services, self._take_services, mirror.differs_in_names),
             "nodes": Watched(nodes, self._take_nodes, mirror.differs_in_addresses),
         }
@@ -234,6 +233,8 @@ class Session:
             self._reading += 1
             try:
                 answer = await self._queries.read(path)
+                if isinstance(place, Service):
+                    await self._resolve(answer)
             except Stalled:
                 self._to_read.first([place])
                 raise
@@ -243,6 +244,14 @@ class Session:
                 await self._take_service(place.name, answer)
             else:
                 self._take_node(place.name, answer)
+
+    async def _resolve(self, answer: Answer) -> None:
+        """Looks anew at states that say other than a service does.
+
+        They may be newer, or have been answered while a right to read the service was missing.
+        """
+        for state in self._mirror.contradicted(answer.data, answer.index):
+            await self._look_at(self._watches[state])
 
     def _take_node(self, name: str, answer: Answer) -> None:
         # What is doubtful about it is so about the services that are read next as well.
@@ -257,7 +266,8 @@ class Session:
     async def _take_service(self, name: str, answer: Answer) -> None:
         if self._mirror.is_behind(name, answer.index):
             raise IndexWentBack(service_path(name))
-        if self._queries.is_doubtful(service_path(name)):
+        # A service that is named has instances: where none is seen, a right to see them is missing.
+        if self._queries.is_doubtful(service_path(name)) or not answer.data:
             self._doubtful.add(name)
         else:
             self._doubtful.discard(name)
@@ -269,17 +279,29 @@ class Session:
     # What is asked besides
 
     async def _keep_contact(self) -> None:
-        """Asks for little where the watches hear nothing: whether Consul answers, and still remembers."""
+        """Asks for what the watches ask for while they hear nothing: whether Consul answers, and still so.
+
+        A token that gets its rights back moves no index: without this, what it may read again would
+        be missing until the next comparison.
+        """
         while True:
             silent = time.monotonic() - self._queries.answered_at
             if silent < self._contact:
                 await asyncio.sleep((self._contact - silent) * random.uniform(1.0, 1.1))
                 continue
-            index = self._warning.index
-            answer = await self._queries.contact(self._warning.path)
-            if answer.index < index:
-                raise IndexWentBack(self._warning.path)
+            for watched in self._watches.values():
+                await self._look_at(watched)
+            self._to_read.in_passing(map(Service, self._doubtful))
             await self._tell(())
+
+    async def _look_at(self, watched: Watched) -> None:
+        query = watched.query
+        index, answered = query.index, query.answered
+        answer = await self._queries.contact(query.path)
+        if answer.index < index:
+            raise IndexWentBack(query.path)
+        if query.answered == answered and watched.differs(answer.data):
+            await watched.take(answer, True)
 
     # What is told
 

@@ -239,11 +239,23 @@ class ConsulServer(RunningConsul):
 
     def create_token(self, rules: str) -> str:
         """A new token with these rules (HCL of a policy)."""
+        return self.create_token_of(self.create_policy(rules))
+
+    def create_policy(self, rules: str) -> str:
+        """A new policy with these rules; returns its id."""
         with self._managing_client() as client:
-            name = f"policy-{uuid.uuid4()}"
-            client.send(put_json("/v1/acl/policy", {"Name": name, "Rules": rules}))
-            token = client.send(put_json("/v1/acl/token", {"Policies": [{"Name": name}]}))
+            said = {"Name": f"policy-{uuid.uuid4()}", "Rules": rules}
+            return str(client.send(put_json("/v1/acl/policy", said))["ID"])
+
+    def create_token_of(self, policy: str) -> str:
+        with self._managing_client() as client:
+            token = client.send(put_json("/v1/acl/token", {"Policies": [{"ID": policy}]}))
         return str(token["SecretID"])
+
+    def change_policy(self, policy: str, rules: str) -> None:
+        with self._managing_client() as client:
+            said = {"ID": policy, "Name": f"policy-{uuid.uuid4()}", "Rules": rules}
+            client.send(put_json(f"/v1/acl/policy/{policy}", said))
 
     def start(self) -> None:
         self._agent.start()

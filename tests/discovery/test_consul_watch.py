@@ -452,6 +452,25 @@ def test_a_consul_that_forgot_is_told_as_it_is(consul_server: Callable[..., Cons
             assert len(told) >= 2, "whatever was known was told anew"
 
 
+def test_rights_that_come_back_move_no_index(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server(acl=True)
+    rules = 'node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }'
+    policy = server.create_policy(rules)
+    config = server.config(token=server.create_token_of(policy))
+    writer = server.create_token('service_prefix "" { policy = "write" }')
+    with (
+        ConsulClient(server.config(token=writer)) as client,
+        Watching(ConsulWatcher(config, contact=0.5)) as watching,
+    ):
+        client.register(definition(name, Check=ttl(name)))
+        client.warn_check(name)
+        eventually(lambda: watching.of(name) and watching.of(name)[name].health is Health.WARNING)
+        server.change_policy(policy, 'agent_prefix "" { policy = "read" }')
+        eventually(lambda: not watching.of(name))
+        server.change_policy(policy, rules)
+        eventually(lambda: watching.of(name) and watching.of(name)[name].health is Health.WARNING)
+
+
 def test_a_watch_without_rights_is_refused(consul_server: Callable[..., ConsulServer]) -> None:
     server = consul_server(acl=True)
     with Watching(ConsulWatcher(server.config(token="nobody-knows-this"))) as watching:

@@ -197,10 +197,7 @@ class RightsTaken(OfSingleAgent):
 
     def begin(self, world: World) -> str:
         world.told.all_withdrawn()
-        # That the token may read again wakes no watch: what it could not read of unwell checks is
-        # missing until the next comparison, and their instances seem to be well.
         world.invariants.repairs_are_expected = True
-        world.told.all_were("passing")
         self.agent(world).allow(NO_SERVICES)
         return ""
 
