@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -17,8 +18,12 @@ import httpx
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
+import discovery.metrics
+import manifest_cache.metrics
+import web.metrics
 from tests.cli.command import wait_until_gone
 from tests.web.filling import Cache
 from tests.web.gunicorn_server import Gunicorn, running
@@ -178,3 +183,23 @@ def test_lines_of_the_log_name_the_request() -> None:
         .endswith("said request=abc-1")
     )
     assert json.loads(config["formatters"]["json"]["()"]().format(record))["request"] == "abc-1"
+
+
+def test_every_metric_is_told_of(client: FlaskClient, cache: Cache) -> None:
+    kept = {
+        metric.name
+        for module in (discovery.metrics, manifest_cache.metrics, web.metrics)
+        for one in vars(module).values()
+        if isinstance(one, MetricWrapperBase)
+        for metric in one.collect()
+    }
+    # The times at which counters began are families of their own.
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    held = {
+        family.name
+        for family in families
+        if family.name.startswith("lictor_") and not family.name.endswith("_created")
+    }
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    told = re.findall(r"^\| `(lictor_\w+?)(?:_total)?` \|", page.read_text(), re.M)
+    assert sorted(told) == sorted(kept | held)
