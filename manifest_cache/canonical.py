@@ -19,13 +19,17 @@ _FLOAT = re.compile(r"\.|e[+-]")
 def canonical_json(value: Any) -> bytes:
     """The canonical form of a value that strict reading made (`strict_json.load`).
 
+    Raises UnicodeEncodeError where a text holds half of a surrogate pair.
+
     >>> canonical_json({"b": 1.0, "a": ["é", None]}).decode()
     '{"a":["é",null],"b":1}'
     """
     text = _ENCODER.encode(value)
+    # Half of a surrogate pair is met here, before the library words it in its own way.
+    encoded = text.encode()
     if _FLOAT.search(_outside_strings(text)) or (not text.isascii() and _BEYOND_BASIC_PLANE.search(text)):
         return rfc8785.dumps(value)
-    return text.encode()
+    return encoded
 
 
 def _outside_strings(text: str) -> str:

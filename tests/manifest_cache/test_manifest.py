@@ -268,10 +268,15 @@ def test_a_key_that_stands_twice() -> None:
     assert "first on line 3" in fault.message
 
 
-@pytest.mark.parametrize("where", ["value", "key"])
-def test_half_of_a_surrogate_pair(where: str) -> None:
-    member = r'"x": "\ud800"' if where == "value" else r'"\ud800": 1'
-
+@pytest.mark.parametrize(
+    "member",
+    [
+        pytest.param(r'"x": "\ud800"', id="value"),
+        pytest.param(r'"\ud800": 1', id="key"),
+        pytest.param(r'"x": "\ud800", "y": 0.5', id="beside a float"),
+    ],
+)
+def test_half_of_a_surrogate_pair(member: str) -> None:
     fault = only_fault_of(f'{{"name": "a", "version": "1.0.0", {member}}}')
 
     assert fault.type == "lone-surrogate"
