@@ -25,6 +25,8 @@ _AHEAD = 1000
 _BATCH = 500
 # So long outcomes are gathered for one transaction while more are coming than can be fetched at once.
 _GATHERING = 0.05
+# By what a host's places are divided while its last fetch timed out.
+_CAUTION = 5
 # So long the schedule is not read again while there is more to fetch than there are places for.
 _BUSY_PAUSE = 0.2
 # What the schedule is read for can wait until what is known already has been begun.
@@ -34,8 +36,8 @@ _BEHIND_OWN = 0.01
 class Fetching:
     """Fetches what falls due, for as long as it runs.
 
-    Jobs that were taken wait here by host. A host gets some of the places at once, and only one
-    while its last fetch timed out: what hangs does not keep the others waiting.
+    Jobs that were taken wait here by host. A host gets some of the places at once, and few while its
+    last fetch timed out: what hangs keeps neither other hosts waiting, nor all others on its own.
     """
 
     def __init__(self, fetcher: ManifestFetcher, store: Store, patiently: Patiently) -> None:
@@ -124,7 +126,8 @@ class Fetching:
         return any(host not in self._hanging for host in self._waiting)
 
     def _limit(self, host: str) -> int:
-        return 1 if host in self._hanging else self._fetcher.config.per_host
+        per_host = self._fetcher.config.per_host
+        return max(1, per_host // _CAUTION) if host in self._hanging else per_host
 
     @property
     def _crowded(self) -> frozenset[str]:

@@ -115,7 +115,7 @@ def test_a_paused_leader_writes_nothing_when_it_wakes(
         check = {"CheckID": name, "TTL": "10m", "Status": "passing"}
         client.register({"Name": name, "Tags": ["module"], "Address": "127.0.0.1", "Port": 1, "Check": check})
         # Nobody serves its manifest; that is the last thing for some time that the leader writes.
-        eventually(lambda: two.events(name, "module.manifest_rejected"))
+        eventually(lambda: two.events(name, "module.manifest_rejected"), limit=60)
         assert "lost its lock in Consul" in takeover(two, signal.SIGSTOP)
         client.fail_check(name)
         eventually(lambda: (module := two.module(name)) and module.status == "unavailable")

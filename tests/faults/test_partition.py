@@ -129,7 +129,8 @@ class Site:
     def leader(self) -> str:
         """The host of the server that the others take for the leader."""
         addresses = {f"{host.address}:8300": host.name for host in self.network.hosts.values()}
-        return str(eventually(lambda: addresses.get(self.consul("lictor", "/v1/status/leader"))))
+        found = eventually(lambda: addresses.get(self.consul("lictor", "/v1/status/leader")), limit=LIMIT)
+        return str(found)
 
     # Lictor
 
