@@ -138,8 +138,8 @@ class Lictor:
         )
 
     def _waiting(self, name: str, enough: Callable[[Any], bool]) -> Callable[[], None]:
-        # A list, since a module that is not there yet is no error in it.
-        path = f"/api/v1/modules?q={name}&include=instances&limit=1000"
+        # A module that is not there yet is no error in it.
+        path = f"/api/v1/modules/lookup?name={name}&include=instances"
         first = json.loads(self._client.done("GET", path))["index"]
 
         def see() -> None:
@@ -148,7 +148,7 @@ class Lictor:
             while not enough(module):
                 answer = json.loads(self._client.done("GET", f"{path}&index={index}&wait=30s"))
                 index = answer["index"]
-                module = next((one for one in answer["items"] if one["name"] == name), {})
+                module = next(iter(answer["items"]), {})
 
         return see
 

@@ -217,6 +217,9 @@ class Churn:
             platform.set_health(number, "critical" if turn % 2 == 0 else "passing")
             self.flips += 1
             following += self._pause
+        # All are left as they were found: a module without a healthy instance has no manifest to fetch.
+        for number in self._instances[: self.flips]:
+            platform.set_health(number, "passing")
         platform.close()
 
     def __enter__(self) -> Churn:
