@@ -137,13 +137,13 @@ class CatalogFeed:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._position)}
         timeout = httpx.Timeout(_TIMEOUT, read=_SILENCE)
         async with client.stream("GET", f"{_API}/events", headers=headers, timeout=timeout) as response:
-            await self._check_stream(response)
+            self._check_stream(response)
             backoff.reset()
             async for id_, data in _events(response.aiter_lines(), self._confirm):
                 self._take(id_, data)
         raise RegistryUnavailable(f"{self._url}: the event stream ended")
 
-    async def _check_stream(self, response: httpx.Response) -> None:
+    def _check_stream(self, response: httpx.Response) -> None:
         if response.status_code == httpx.codes.GONE:
             raise _Gone("the events behind the last known are not kept any longer")
         _check(response, self._url)

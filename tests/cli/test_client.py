@@ -86,7 +86,6 @@ def test_it_is_kept_current(catalog: Catalog, cache: Cache, lictor: Lictor) -> N
     eventually(lambda: [one.health for one in catalog.instances("weather")] == [CRITICAL])
     cache.lose("consul", "gone")
     eventually(lambda: catalog.stale.startswith("consul; since="))
-    cache.announce()
     cache.remove(instance("weather"))
     eventually(lambda: catalog.instances("weather") == [])
     assert lictor.run("forget", "weather").returncode == 0
