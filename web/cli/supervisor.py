@@ -57,7 +57,7 @@ class Supervisor:
         say: Callable[[str], None],
         *,
         grace: float = 5.0,
-        settling: float = 5.0,
+        settling: float = 30.0,
         backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 30.0),
     ) -> None:
         self._say = say
