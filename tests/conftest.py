@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,13 @@ from tests.consul_server import (
 )
 
 pytest_plugins = ["tests.postgres_server", "tests.small_disk"]
+
+
+def pytest_configure() -> None:
+    """What runs in the background, or under nohup, ignores these, and so would all that tests start."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture

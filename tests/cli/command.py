@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import httpx
 LICTOR = Path(sys.executable).with_name("lictor")
 # Tests read the lines, and several run at once.
 _DEFAULTS = {"LICTOR_LOG_FORMAT": "text", "LICTOR_METRICS_BIND": ""}
-LIMIT = 30.0
+LIMIT = 60.0
 
 
 class Running:
     """A command that runs; what it says on stdout and stderr goes to one file."""
 
     def __init__(self, command: list[str], folder: Path, environment: Mapping[str, str], log: Path) -> None:
+        self.command = command
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -163,6 +165,8 @@ class Lictor:
                     running.process.wait()
             for pid in filter(lives, family):
                 os.kill(pid, signal.SIGKILL)
+            # pytest shows it beside a test that failed, and throws it away otherwise.
+            print(f"--- {running.log.name}: {shlex.join(running.command[1:])}\n{running.text}")
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         outside = {

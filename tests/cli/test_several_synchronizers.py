@@ -49,7 +49,7 @@ class Pair:
     def events(self, name: str, type: str) -> list[int | None]:
         """At which indexes such a thing happened to a module."""
         with Reader(self.database).snapshot() as snapshot:
-            return [e.index for e in snapshot.events(after=0) if (e.module, e.type) == (name, type)]
+            return [event.index for event in snapshot.events(module=name, types=[type])]
 
 
 @pytest.fixture
