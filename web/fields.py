@@ -1,4 +1,4 @@
-"""The fields to which an answer can be narrowed, by the shape of its items (`web/schemas.py`)."""
+"""The fields to which an answer can be narrowed, by the shape of its items (`web/response_schemas.py`)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from flask import Blueprint
 from web import errors
 from web.backend import backend
 from web.operation import plain
-from web.schemas import Alive, Check, Ready
+from web.response_schemas import Alive, Check, Ready
 
 bp = Blueprint("health", __name__)
 

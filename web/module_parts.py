@@ -18,7 +18,8 @@ from typing import NamedTuple, TypeAlias
 from manifest_cache import models
 from manifest_cache.push import SOURCE as PUSH
 from manifest_cache.reader import Snapshot
-from web.schemas import Instance, Module, last_beats, rfc3339
+from web.response_schemas import Instance, Module, last_beats
+from web.vocabulary import rfc3339
 
 # How long, in seconds, a text may be given that tells by itself when an instance was last seen.
 _LAST_SEEN_FOR = 5.0

@@ -21,7 +21,8 @@ from web.errors import Problem
 from web.operation import Endpoint, Operation, plain
 from web.parsing import JSON
 from web.reading import INDEX_HEADER
-from web.schemas import NoParameters, ProblemBody
+from web.request_schemas import NoParameters
+from web.response_schemas import ProblemBody
 from web.staleness import CONTACT_HEADER, STALE_HEADER
 
 bp = Blueprint("openapi", __name__)

@@ -15,7 +15,7 @@ from web.backend import backend
 from web.errors import NotAcceptable, Problem
 from web.parsing import JSON
 from web.reading import INDEX_HEADER, NotModified, Read
-from web.schemas import NoParameters, ReadQuery
+from web.request_schemas import NoParameters, ReadQuery
 
 View: TypeAlias = Callable[..., Any]
 

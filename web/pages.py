@@ -23,7 +23,9 @@ from web.backend import backend
 from web.errors import PROBLEMS, UnknownPath
 from web.parsing import path_of, query_of
 from web.reading import NotModified, Read, cursor_behind, page, place_behind
-from web.schemas import Cursor, Line, ModulePath, NoParameters, Status, instance_shapes, rfc3339
+from web.request_schemas import Cursor, Line, ModulePath, NoParameters
+from web.response_schemas import instance_shapes
+from web.vocabulary import Status, rfc3339
 
 bp = Blueprint("pages", __name__)
 

@@ -15,8 +15,8 @@ from manifest_cache import models
 from manifest_cache.models import utc_now
 from manifest_cache.reader import Snapshot
 from web.errors import BadParameter, Problem, TooStale
-from web.schemas import LARGEST_INDEX
 from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed, stale
+from web.vocabulary import LARGEST_INDEX
 
 INDEX_HEADER = "X-Lictor-Index"
 FACTS = "lictor.facts"

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from manifest_cache.models import Source
 from manifest_cache.push import SOURCE as PUSH
-from web.schemas import rfc3339
+from web.vocabulary import rfc3339
 
 STALE_HEADER = "X-Lictor-Stale"
 CONTACT_HEADER = "X-Lictor-Contact"

@@ -31,7 +31,7 @@ from tests.consul_server import eventually
 from tests.otlp_receiver import OTLPReceiver
 from tests.watching import Beside
 from tests.webhook_receiver import Answer, Delivery, WebhookReceiver, new_secret
-from web.schemas import Event as ShownEvent
+from web.response_schemas import Event as ShownEvent
 
 
 class Sender:

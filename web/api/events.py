@@ -8,7 +8,9 @@ from web.errors import BadParameter, EventsGone, shortened
 from web.operation import read
 from web.parsing import JSON
 from web.reading import Read, cursor_behind, page, place_behind
-from web.schemas import LARGEST_INDEX, Event, EventList, EventsQuery, rfc3339
+from web.request_schemas import EventsQuery
+from web.response_schemas import Event, EventList
+from web.vocabulary import LARGEST_INDEX, rfc3339
 from web.waiting.middleware import EVENT_STREAM, STREAM, StreamStart
 from web.waiting.tail import EventFilter
 

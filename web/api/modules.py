@@ -15,24 +15,26 @@ from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shor
 from web.module_parts import Shape
 from web.operation import read
 from web.reading import Read, broken_cursor, cursor_behind, page, place_behind
-from web.schemas import (
+from web.request_schemas import (
     AS_ITS_SCHEMA,
-    InstanceList,
     InstancesQuery,
     LookupQuery,
-    ManifestEntry,
-    ManifestList,
     ManifestPath,
     ManifestsQuery,
-    Module,
-    ModuleList,
-    ModuleLookup,
     ModulePath,
     ModuleQuery,
     ModulesQuery,
+    TombstonesQuery,
+)
+from web.response_schemas import (
+    InstanceList,
+    ManifestEntry,
+    ManifestList,
+    Module,
+    ModuleList,
+    ModuleLookup,
     Tombstone,
     TombstoneList,
-    TombstonesQuery,
     instance_shapes,
 )
 

@@ -17,7 +17,8 @@ from web.backend import backend
 from web.errors import InstanceNotRegistered, InvalidBody
 from web.operation import write
 from web.parsing import Fault, body_of, dotted
-from web.schemas import Beat, BeatTaken, Instance, InstancePath, ModulePath, Registered, Registration
+from web.request_schemas import Beat, InstancePath, ModulePath, Registration
+from web.response_schemas import BeatTaken, Instance, Registered
 
 bp = Blueprint("push", __name__)
 

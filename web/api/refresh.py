@@ -8,7 +8,8 @@ from manifest_cache.store import Store
 from web.errors import UnknownModule, shortened
 from web.operation import asking
 from web.refreshed import told
-from web.schemas import ModulePath, RefreshAsked
+from web.request_schemas import ModulePath
+from web.response_schemas import RefreshAsked
 
 bp = Blueprint("refresh", __name__)
 

@@ -87,10 +87,12 @@ def _all(snapshot: Snapshot, wanted: ModuleFilter) -> Iterator[Module]:
 
 
 def _show_list_json(rows: Sequence[Module], more: bool, index: int) -> None:
-    from web import reading, schemas
+    from web import reading, response_schemas
 
     cursor = reading.cursor_behind("modules", rows[-1].name) if more else None
-    answer = schemas.ModuleList(items=[schemas.Module.of(row) for row in rows], next=cursor, index=index)
+    answer = response_schemas.ModuleList(
+        items=[response_schemas.Module.of(row) for row in rows], next=cursor, index=index
+    )
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 
 
@@ -156,10 +158,10 @@ def show(name: str, as_json: bool) -> None:
 def _show_module_json(
     snapshot: Snapshot, row: Module, instances: Sequence[Instance], manifest: Manifest | None
 ) -> None:
-    from web import schemas
+    from web import response_schemas
 
-    shapes = schemas.instance_shapes(snapshot, instances)
-    shape = schemas.Module.of(row, instances=shapes, manifest=manifest)
+    shapes = response_schemas.instance_shapes(snapshot, instances)
+    shape = response_schemas.Module.of(row, instances=shapes, manifest=manifest)
     show_json(shape.model_dump(mode="json", exclude_unset=True))
 
 

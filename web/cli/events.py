@@ -199,7 +199,7 @@ def _nobody_reads() -> bool:
 
 
 def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: int | None) -> None:
-    from web import reading, schemas
+    from web import reading, response_schemas
 
     with reader.snapshot() as snapshot:
         index = snapshot.index
@@ -210,7 +210,9 @@ def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: i
             found = list(islice(walked, limit))
             more = next(walked, None) is not None
     cursor = reading.cursor_behind("events", _index(found[-1])) if more else None
-    answer = schemas.EventList(items=[schemas.Event.of(event) for event in found], next=cursor, index=index)
+    answer = response_schemas.EventList(
+        items=[response_schemas.Event.of(event) for event in found], next=cursor, index=index
+    )
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 
 
@@ -226,6 +228,6 @@ def _show_all(found: Iterator[Event], as_json: bool) -> int:
 
 
 def _show_json_event(event: Event) -> None:
-    from web.schemas import Event as Shape
+    from web.response_schemas import Event as Shape
 
     show_json_line(Shape.of(event).model_dump(mode="json", exclude_unset=True))

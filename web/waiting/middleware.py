@@ -22,7 +22,7 @@ from web.errors import BadParameter, TooManyWatchers, document
 from web.observation import REQUEST_ID_HEADER
 from web.parsing import query_of
 from web.reading import INDEX_HEADER
-from web.schemas import EventsQuery, WaitQuery
+from web.request_schemas import EventsQuery, WaitQuery
 from web.staleness import CONTACT_HEADER, STALE_HEADER
 from web.waiting.answer import Answer, Protocol, ask, head, kept
 from web.waiting.hub import Hub

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from manifest_cache import models
-from web.schemas import Event
+from web.response_schemas import Event
 
 _MOST_BYTES = 4 * 1024 * 1024
 # Larger than what a socket takes at once, smaller than what is worth to keep for each of many.
