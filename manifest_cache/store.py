@@ -157,17 +157,22 @@ class Store:
         `leave_out` are the claims of jobs that are under way already, `leave_out_hosts` addresses of
         which there are enough.
         """
+        fetch_at, now = col(Instance.fetch_at), utc_now()
         with self._database.read() as session:
+            # Most of what is scheduled is due in minutes: only the next of it is looked at.
             rows = session.exec(
                 select(Instance)
-                .where(col(Instance.fetch_at).is_not(None), col(Instance.address).not_in(leave_out_hosts))
-                .order_by(col(Instance.fetch_at))
-                .limit(limit + len(leave_out) + 1)
+                .where(fetch_at <= now, col(Instance.address).not_in(leave_out_hosts))
+                .order_by(fetch_at)
+                .limit(limit + len(leave_out))
             ).all()
-        now = utc_now()
-        waiting = [(row, job) for row in rows if (job := _job(row)).claim not in leave_out]
-        due = [job for row, job in waiting if row.fetch_at and row.fetch_at <= now]
-        following = waiting[len(due)][0].fetch_at if len(waiting) > len(due) else None
+            following = session.exec(
+                select(fetch_at)
+                .where(fetch_at > now, col(Instance.address).not_in(leave_out_hosts))
+                .order_by(fetch_at)
+                .limit(1)
+            ).first()
+        due = [job for row in rows if (job := _job(row)).claim not in leave_out]
         return due[:limit], following
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:

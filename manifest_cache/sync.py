@@ -38,6 +38,9 @@ Result = TypeVar("Result")
 
 # How long a signal is waited for before the watching thread looks whether it should end.
 _SIGNAL_SLICE = 0.5
+# Our own commits are signalled like those of others: while one follows the other, what others may have
+# asked for is looked up this often, in seconds.
+_COMMITS_TOGETHER = 0.05
 _CLOSING = 0.5
 
 
@@ -202,6 +205,7 @@ class Term:
                     while not ended.is_set():
                         if watch.wait(_SIGNAL_SLICE) and not ended.is_set():
                             loop.call_soon_threadsafe(committed)
+                            ended.wait(_COMMITS_TOGETHER)
                 except OSError:
                     ended.wait(backoff.next())
                 finally:
