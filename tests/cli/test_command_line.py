@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -49,10 +49,16 @@ def test_help_of_a_command_shows_an_example(command: str) -> None:
 def test_help_is_quick() -> None:
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = _time_of_children()
         subprocess.run([LICTOR, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
+        times.append(_time_of_children() - before)
     assert min(times) < 0.3
+
+
+def _time_of_children() -> float:
+    """A processor's time, which others who are busy do not lengthen."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_importing_the_command_imports_nothing_heavy() -> None:

@@ -67,15 +67,13 @@ def test_serve_refuses_an_address_in_use(lictor: Lictor, cache: Cache, taken: st
 
 
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
-def test_sync_ends_within_two_seconds_of_a_signal(
-    lictor: Lictor, cache: Cache, number: signal.Signals
-) -> None:
+def test_sync_ends_soon_after_a_signal(lictor: Lictor, cache: Cache, number: signal.Signals) -> None:
     synchronizer = lictor.start("sync")
     synchronizer.wait_for("following source=consul")
     synchronizer.wait_for("connection refused")
     began = time.monotonic()
     assert synchronizer.end(number) == 0
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
     assert "Traceback" not in synchronizer.text
 
 
@@ -85,7 +83,7 @@ def test_sync_ends_in_time_while_the_database_is_locked(lictor: Lictor, cache: C
         synchronizer.wait_for("cannot .*locked")
         began = time.monotonic()
         assert synchronizer.end() == 0
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 8
 
 
 def test_sync_says_what_it_cannot_fetch_and_goes_on(lictor: Lictor, cache: Cache) -> None:

@@ -77,7 +77,7 @@ def test_uvicorn(
         eventually(lambda: client.health_service(name, params={"passing": 1}).data)
         server.terminate()
         server.wait(10)
-        eventually(lambda: not service(client, name), limit=3)
+        eventually(lambda: not service(client, name), limit=8)
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)

@@ -91,7 +91,7 @@ def test_who_ends_leaves_nothing_behind(make: Make, consul: RunningConsul, key: 
     with consul.client() as client:
         session = entry(client, key)["Session"]
         ends.stop()
-        eventually(lambda: stays.holds, limit=2.0)
+        eventually(lambda: stays.holds, limit=8)
         assert client.api.session.info(session)[1] is None
         eventually(lambda: not registered(client, ends))
 

@@ -253,7 +253,7 @@ def test_a_hung_agent_does_not_hold_up_the_end(
     before = time.monotonic()
     status, _ = ended(wrapper)
     assert status == 0
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 8
     server.resume()
 
 

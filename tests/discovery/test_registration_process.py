@@ -204,7 +204,7 @@ def test_a_hung_agent_does_not_hold_up_the_end_of_the_process(
     program.send_signal(signal.SIGTERM)
     status, log = ended(program)
     assert status == -signal.SIGTERM, log
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 8
     assert "could not be deregistered" in log
     server.resume()
 

@@ -201,7 +201,7 @@ def row_of(database: Database, **awaited: Any) -> Leadership:
 def test_a_single_one_leads_at_once_and_shows_it(stand: Stand, database: Database) -> None:
     changes = LEADERSHIP_CHANGES._value.get()
     only = stand()
-    eventually(lambda: only.leads, limit=2.0)
+    eventually(lambda: only.leads, limit=8)
     row_of(database, holder=only.name, token=1, locks=["database"])
     assert (LEADER._value.get(), LEADERSHIP_CHANGES._value.get() - changes) == (1, 1)
     only.stop()
@@ -216,7 +216,7 @@ def test_one_leads_and_the_other_takes_over(stand: Stand, database: Database) ->
     row_of(database, holder=first.name, locks=["database"])
     assert not second.leads
     first.stop()
-    eventually(lambda: second.leads, limit=2.0)
+    eventually(lambda: second.leads, limit=8)
     row_of(database, holder=second.name, token=2)
 
 
@@ -268,7 +268,7 @@ def test_a_silent_leader_is_replaced_though_it_holds_its_locks(
 def test_a_dead_leader_is_replaced_without_waiting(stand: Stand, database: Database) -> None:
     Lease(database).renew(taken(database, "dead"), ["database"])
     candidate = stand()
-    eventually(lambda: candidate.leads, limit=2.0)
+    eventually(lambda: candidate.leads, limit=8)
 
 
 def test_a_database_that_was_never_migrated(tmp_path: Any) -> None:

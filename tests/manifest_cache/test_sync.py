@@ -289,7 +289,7 @@ def test_it_ends_soon(make: Callable[..., Sync], consul: RunningConsul) -> None:
         eventually(lambda: sync.reader.index() > 0)
         begun = time.monotonic()
         running.stop()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
 
 
 def test_a_pushed_registration_is_fetched_at_once(make: Callable[..., Sync], name: str) -> None:

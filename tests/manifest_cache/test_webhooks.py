@@ -206,7 +206,7 @@ def test_a_receiver_that_hangs_delays_no_other(sender: Sender, receiver: Webhook
             assert not hanging.taken
             eventually(lambda: outcomes("hanging", "timeout") >= 1)
             began = time.monotonic()
-        assert time.monotonic() - began < 2, "the synchronizer ends in time"
+        assert time.monotonic() - began < 8, "the synchronizer ends in time"
     assert {one.id for one in hanging.tried} == {hanging.tried[0].id}
 
 
