@@ -59,7 +59,10 @@ def over_own_client(port: int) -> Get:
         connection = await connect(HOST, port, tls=None, host=HOST)
         try:
             await connection.get(f"/{module}", [("Host", HOST), ("Connection", "close")])
-            return b"".join([chunk async for chunk in connection.body()])
+            content = bytearray()
+            while piece := await connection.read():
+                content += piece
+            return bytes(content)
         finally:
             connection.close()
 

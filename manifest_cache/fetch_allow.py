@@ -7,12 +7,12 @@ register could have Lictor ask any server that it reaches, a cloud's metadata se
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
@@ -65,8 +65,14 @@ class FetchAllow:
         self._networks = tuple(networks)
         self._single = tuple(one for one in networks if one.num_addresses == 1)
 
+        # A host's instances have one address, and it is judged for each of their fetches.
+        self._remembered = functools.lru_cache(maxsize=4096)(self._refusal)
+
     def refusal(self, address: str) -> str | None:
         """Why an IP address must not be connected to, None where it may be."""
+        return self._remembered(address)
+
+    def _refusal(self, address: str) -> str | None:
         judged = _judged(address)
         if any(judged in network for network in _NEVER):
             if any(judged in network for network in self._single):
@@ -108,9 +114,9 @@ class SystemResolver:
 
         def look_up() -> None:
             try:
-                settle = partial(_settle, found, _system_addresses(name))
+                settle = functools.partial(_settle, found, _system_addresses(name))
             except (OSError, UnicodeError) as exc:
-                settle = partial(_fail, found, exc)
+                settle = functools.partial(_fail, found, exc)
             # The loop may have ended meanwhile.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)

@@ -14,8 +14,7 @@ import re
 import ssl
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
@@ -29,7 +28,8 @@ from manifest_cache import metrics
 from manifest_cache.dialer import Dialer, ExchangeFailed, translated_errors
 from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError, quoted
 from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, Network, Resolve
-from manifest_cache.http_exchange import Answer, Connection
+from manifest_cache.http_answer import Answer
+from manifest_cache.http_exchange import Connection
 from manifest_cache.http_url import HttpURL
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 from manifest_cache.manifest_url import manifest_url
@@ -127,41 +127,42 @@ class ManifestFetcher:
 
     async def _fetch(self, instance: ServiceInstance, etag: str | None) -> Fetched | NotModified:
         url = manifest_url(instance, self.config.manifest_path)
-        async with self._place(url.host):
+        where = str(url)
+        # First a place among those of the host, so as not to hold one of the others while waiting.
+        async with self._places_of(url.host), self._places:
             with metrics.FETCH_SECONDS.time(), metrics.FETCHES_IN_FLIGHT.track_inprogress():
-                attributes = {"lictor.module": instance.module, "url.full": str(url)}
+                attributes = {"lictor.module": instance.module, "url.full": where}
                 with tracing.span("fetch manifest", "client", attributes):
-                    document = await self._document(url, etag)
+                    document = await self._document(url, where, etag)
             if isinstance(document, NotModified):
                 return document
-            parsed = await self._parser.parse(document.body, instance.module, str(url))
+            parsed = await self._parser.parse(document.body, instance.module, where)
             return Fetched(parsed, document.etag)
 
-    @asynccontextmanager
-    async def _place(self, host: str) -> AsyncIterator[None]:
-        """Waits for a turn: first among those of the host, so as not to hold a place of the others."""
-        places_of_host = self._places_by_host.setdefault(host, asyncio.Semaphore(self.config.per_host))
-        async with places_of_host, self._places:
-            yield
+    def _places_of(self, host: str) -> asyncio.Semaphore:
+        places = self._places_by_host.get(host)
+        if places is None:
+            places = self._places_by_host[host] = asyncio.Semaphore(self.config.per_host)
+        return places
 
-    async def _document(self, url: HttpURL, etag: str | None) -> _Document | NotModified:
+    async def _document(self, url: HttpURL, where: str, etag: str | None) -> _Document | NotModified:
         progress = _Progress()
         try:
             async with asyncio.timeout(self.config.deadline):
                 connection = await self._dialer.connect(url)
                 try:
                     with translated_errors():
-                        return await self._exchange(connection, url, etag, progress)
+                        return await self._exchange(connection, url, where, etag, progress)
                 finally:
                     connection.close()
         except ExchangeFailed as error:
-            raise FetchFailed(error.type, error.reason, url=str(url)) from error
+            raise FetchFailed(error.type, error.reason, url=where) from error
         except TimeoutError:
             reason = f"not complete after {self.config.deadline:g} seconds: {progress}"
-            raise FetchFailed("timeout", reason, url=str(url)) from None
+            raise FetchFailed("timeout", reason, url=where) from None
 
     async def _exchange(
-        self, connection: Connection, url: HttpURL, etag: str | None, progress: _Progress
+        self, connection: Connection, url: HttpURL, where: str, etag: str | None, progress: _Progress
     ) -> _Document | NotModified:
         headers = [("Host", url.authority), *_HEADERS, *tracing.headers()]
         if etag is not None:
@@ -169,11 +170,10 @@ class ManifestFetcher:
         answer = await connection.get(url.path, headers)
         if etag is not None and answer.status == HTTPStatus.NOT_MODIFIED:
             return NotModified(etag)
-        _refuse_all_but_documents(answer, str(url))
-        body = _Body(str(url), answer.headers, self.config.max_bytes)
-        async with aclosing(connection.body()) as chunks:
-            async for chunk in chunks:
-                progress.received = body.feed(chunk)
+        _refuse_all_but_documents(answer, where)
+        body = _Body(where, answer.headers, self.config.max_bytes)
+        while piece := await connection.read():
+            progress.received = body.feed(piece)
         return _Document(body.complete(), _etag(answer.headers))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class HttpURL:
         return f"{self.scheme}://{self.authority}{self.path}"
 
 
+@functools.lru_cache(maxsize=4096)
 def is_host(text: str) -> bool:
     """Whether it is an IP address that means the same on every machine, or a host name."""
     try:

@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -20,7 +20,8 @@ from manifest_cache.database import StoreError
 from manifest_cache.dialer import Dialer, ExchangeFailed, translated_errors
 from manifest_cache.errors import quoted
 from manifest_cache.fetch_allow import FetchAllow
-from manifest_cache.http_exchange import Answer, Connection
+from manifest_cache.http_answer import Answer
+from manifest_cache.http_exchange import Connection
 from manifest_cache.metrics import WEBHOOK_DELIVERIES, WEBHOOK_LAG
 from manifest_cache.models import Event, utc_now
 from manifest_cache.settings import CacheSettings
@@ -95,12 +96,10 @@ async def _said(connection: Connection) -> bytes:
     """The beginning of an answer's body; the status alone decides, so this never fails."""
     said = b""
     with suppress(TimeoutError, ExchangeFailed):
-        async with asyncio.timeout(_SAYING_TIME), aclosing(connection.body()) as chunks:
+        async with asyncio.timeout(_SAYING_TIME):
             with translated_errors():
-                async for chunk in chunks:
-                    said += chunk
-                    if len(said) >= _LONGEST_SAYING:
-                        break
+                while len(said) < _LONGEST_SAYING and (piece := await connection.read()):
+                    said += piece
     return said
 
 
