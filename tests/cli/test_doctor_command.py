@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import LICTOR, Lictor
-from tests.consul_server import ConsulServer, RunningConsul, consul_binary, eventually
+from tests.consul_server import ConsulServer, RunningConsul, consul_binary, eventually, federate
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance
 from web.cli import finding
@@ -107,6 +107,26 @@ def test_which_synchronizer_leads(lictor: Lictor, cache: Cache) -> None:
     assert found["detail"].startswith(f"{name} leads since ")
     leader.end()
     assert findings(lictor)["synchronizer"]["status"] == "warn"
+
+
+def test_the_datacenters_that_are_followed(
+    lictor: Lictor, cache: Cache, consul_server: Callable[..., ConsulServer]
+) -> None:
+    one, two = consul_server(), consul_server(hcl=['datacenter = "dc2"'])
+    lictor.settings["CONSUL_HTTP_ADDR"] = one.http_addr
+    assert "datacenters" not in findings(lictor)
+    found = findings(lictor, LICTOR_CONSUL_DATACENTERS="dc1,dc2")["datacenters"]
+    assert (found["status"], found["detail"]) == ("fail", "the agent knows no dc2, only dc1")
+    assert found["mend"].startswith("mend LICTOR_CONSUL_DATACENTERS, or join Consul's servers")
+    federate(one, two)
+    for wanted in ("dc1,dc2", "all"):
+        found = findings(lictor, LICTOR_CONSUL_DATACENTERS=wanted)["datacenters"]
+        assert (found["status"], found["detail"]) == ("ok", "dc1, dc2 can be read")
+    two.pause()
+    found = findings(lictor, LICTOR_CONSUL_DATACENTERS="all")["datacenters"]
+    assert found["status"] == "fail"
+    assert found["detail"].startswith("dc2 cannot be read: ")
+    two.resume()
 
 
 def test_no_token_where_one_is_needed(lictor: Lictor, cache: Cache, guarded: ConsulServer) -> None:

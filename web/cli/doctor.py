@@ -55,7 +55,7 @@ def _look() -> Iterator[Finding]:
     if consul is not None:
         from web.cli.doctor_consul import look_at_consul
 
-        yield from look_at_consul(consul, settings.leader_key)
+        yield from look_at_consul(consul, settings)
     yield from look_at_database(settings.database_url)
     yield from look_at_machine(settings)
     if settings.webhooks is not None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from discovery.consul_client import Call, ConsulClient, Reply
 from discovery.consul_config import ConsulConfig
 from discovery.consul_lock_rights import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
+from discovery.settings import ALL, LOCAL
 from web.cli.finding import Finding, clock, fail, ok, warn
 from web.cli.output import counted
+
+if TYPE_CHECKING:
+    from web.settings import Settings
 
 _LIMIT = 3.0
 # The synchronizer's connections, and as many for the modules of this machine and their libraries.
@@ -25,7 +29,7 @@ _ACLS_ARE_OFF = 401
 _POLICY = 'consul/policies/lictor-read.hcl: service_prefix "" and node_prefix "" with policy = "read"'
 
 
-def look_at_consul(config: ConsulConfig, leader_key: str) -> Iterator[Finding]:
+def look_at_consul(config: ConsulConfig, settings: Settings) -> Iterator[Finding]:
     with ConsulClient(replace(config, timeout=_LIMIT)) as client:
         try:
             leader = client.status_leader().data
@@ -40,7 +44,9 @@ def look_at_consul(config: ConsulConfig, leader_key: str) -> Iterator[Finding]:
         yield _state(config, leader, agent)
         yield _token(client)
         yield _rights(client)
-        yield _leading(client, leader_key)
+        if settings.consul_datacenters != (LOCAL,):
+            yield _datacenters(client, settings.consul_datacenters)
+        yield _leading(client, settings.leader_key)
         yield _connections(agent)
         yield _clock(client)
 
@@ -97,6 +103,31 @@ def _rights(client: ConsulClient) -> Finding:
         return warn("consul rights", told, mend)
     told = f"{counted(len(services.data), 'service')} on {counted(len(nodes.data), 'node')} can be read"
     return ok("consul rights", told)
+
+
+def _datacenters(client: ConsulClient, wanted: Sequence[str]) -> Finding:
+    """Whether those that are followed besides the agent's own are known to it, and answer."""
+    check, mend = "datacenters", "join Consul's servers over the wide area: `consul members -wan` shows them"
+    try:
+        known = client.catalog_datacenters().data
+    except DiscoveryError as exc:
+        return fail(check, str(exc), mend)
+    if unknown := sorted(set(wanted).difference(known, {ALL})):
+        told = f"the agent knows no {', '.join(unknown)}, only {', '.join(sorted(known))}"
+        return fail(check, told, f"mend LICTOR_CONSUL_DATACENTERS, or {mend}")
+    followed = sorted(known if tuple(wanted) == (ALL,) else wanted)
+    silent = [why for why in (_why_silent(client, name) for name in followed) if why]
+    if silent:
+        return fail(check, "; ".join(silent), mend)
+    return ok(check, f"{', '.join(followed)} can be read")
+
+
+def _why_silent(client: ConsulClient, datacenter: str) -> str | None:
+    try:
+        nodes = client.catalog_nodes(dc=datacenter).data
+    except DiscoveryError as exc:
+        return f"{datacenter} cannot be read: {exc}"
+    return None if nodes else f"no node of {datacenter} can be read, though each Consul has one"
 
 
 def _leading(client: ConsulClient, key: str) -> Finding:
