@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, bindparam, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session
@@ -18,6 +18,7 @@ from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
 from manifest_cache.models import UTCDateTime, utc_now
+from manifest_cache.rows import Reading
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before it gives up."""
@@ -116,6 +117,26 @@ class Database:
             connection.begin(),
         ):
             yield Session(bind=connection, autoflush=False, expire_on_commit=False)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """The same without SQLAlchemy's sessions, for who reads often and in haste."""
+        dialect = self._engine.dialect
+        with self._traced("read"), _translated_faults(), _as_of_sqlalchemy(dialect):
+            connection = self._engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                if self.is_sqlite:
+                    # Any other driver begins by itself.
+                    cursor.execute("BEGIN")
+                yield Reading(cursor, dialect)
+            except dialect.loaded_dbapi.Error as exc:
+                # Whoever reads next is to have one that is sound.
+                connection.invalidate(exc)
+                raise
+            finally:
+                # Ends the transaction too.
+                connection.close()
 
     @contextmanager
     def write(self, *, quiet: bool = False) -> Iterator[Session]:
@@ -263,6 +284,16 @@ def _begin(connection: Connection) -> None:
             {"lock": str(int(BUSY_TIMEOUT * 1000)), "idle": str(int(IDLE_TIMEOUT * 1000))},
         )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
+
+
+@contextmanager
+def _as_of_sqlalchemy(dialect: Dialect) -> Iterator[None]:
+    """What the driver raises, as SQLAlchemy wraps it where the driver is used through that."""
+    driver = dialect.loaded_dbapi
+    try:
+        yield
+    except driver.Error as exc:
+        raise DBAPIError.instance(None, None, exc, driver.Error, dialect=dialect) from exc
 
 
 @contextmanager

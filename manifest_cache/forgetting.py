@@ -13,7 +13,7 @@ from manifest_cache.database import Database
 from manifest_cache.ledger import Ledger
 from manifest_cache.models import Instance, Module, Source, Tombstone, utc_now
 from manifest_cache.push import SOURCE as PUSH
-from manifest_cache.reader import Snapshot
+from manifest_cache.reader import like
 from manifest_cache.settings import CacheSettings
 
 
@@ -64,7 +64,7 @@ class Forgetting:
         """Removes a module, by word of an operator. Raises CannotForget."""
         with self._database.write() as session:
             if session.get(Module, name) is None:
-                raise UnknownModule(name, Snapshot(session).near_names(name))
+                raise UnknownModule(name, like(name, session.exec(select(Module.name)).all()))
             counts = select(Instance.source, func.count()).where(Instance.module == name)
             told_by = dict(session.exec(counts.group_by(Instance.source)).all())
             if told_by:

@@ -10,18 +10,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from sqlalchemy import String, cast, func, or_
-from sqlmodel import Session, col, select
 
 from discovery.base import Health
 from manifest_cache.database import Database
-from manifest_cache.event_log import index_of
 from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source, Tombstone
+from manifest_cache.rows import Reading, one_of
 
 # A commit whose signal is lost is noticed this much later, in seconds.
 _SIGNAL_LOST = 1.0
+_NEWEST = 'SELECT max("index") FROM events'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +44,12 @@ class Reader:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """One consistent state of the whole cache. Raises StoreUnavailable."""
-        with self._database.read() as session:
-            yield Snapshot(session)
+        with self._database.reading() as reading:
+            yield Snapshot(reading)
 
     def index(self) -> int:
-        with self._database.read() as session:
-            return index_of(session.connection())
+        with self._database.reading() as reading:
+            return reading.value(_NEWEST) or 0
 
     def wait(self, index: int, timeout: float) -> int:
         """Waits up to `timeout` seconds for the index to pass `index`; returns the index then."""
@@ -70,67 +67,69 @@ class Reader:
 class Snapshot:
     """One state of the cache; `index` is the index that it is true for."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.index = index_of(session.connection())
-        self.sources = session.exec(select(Source).order_by(col(Source.name))).all()
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self.index: int = reading.value(_NEWEST) or 0
+        self.sources = reading.objects(Source, "ORDER BY name")
 
     def modules(
         self, wanted: ModuleFilter = ModuleFilter(), *, limit: int = 100, after: str | None = None
     ) -> Sequence[Module]:
         """Modules in the order of their names, those after the name `after`."""
-        query = select(Module).where(*_conditions(wanted))
-        if after is not None:
-            query = query.where(col(Module.name) > after)
-        return self._session.exec(query.order_by(col(Module.name)).limit(limit)).all()
+        sql, parameters = _where(wanted, after)
+        return self._reading.objects(Module, f"{sql} ORDER BY name LIMIT ?", *parameters, limit)
 
     def module_names(
         self, wanted: ModuleFilter = ModuleFilter(), *, limit: int = 100, after: str | None = None
     ) -> Sequence[str]:
         """The names of modules in their order, those after the name `after`."""
-        query = select(Module.name).where(*_conditions(wanted))
-        if after is not None:
-            query = query.where(col(Module.name) > after)
-        return self._session.exec(query.order_by(col(Module.name)).limit(limit)).all()
+        sql, parameters = _where(wanted, after)
+        rows = self._reading.rows(f"SELECT name FROM modules {sql} ORDER BY name LIMIT ?", *parameters, limit)
+        return [name for (name,) in rows]
 
     def modules_named(self, names: Collection[str]) -> Sequence[Module]:
         """Those of the modules that are there."""
-        return self._session.exec(select(Module).where(col(Module.name).in_(names))).all()
+        return self._reading.objects(Module, f"WHERE name {one_of(names)}", *names)
 
     def changed_modules(self, after: int) -> dict[str, int]:
         """The modules that events after this index tell of, with the index of the last one."""
-        query = select(Event.module, func.max(Event.index)).where(col(Event.index) > after)
-        rows = self._session.exec(query.group_by(col(Event.module))).all()
-        return {name: index for name, index in rows if name is not None and index is not None}
+        rows = self._reading.rows(
+            'SELECT module, max("index") FROM events '
+            'WHERE "index" > ? AND module IS NOT NULL GROUP BY module',
+            after,
+        )
+        return dict(rows)
 
     def status_counts(self, wanted: ModuleFilter = ModuleFilter()) -> dict[str, int]:
         """How many modules there are of each status."""
-        query = select(Module.status, func.count()).where(*_conditions(wanted)).group_by(Module.status)
-        return dict(self._session.exec(query).all())
+        sql, parameters = _where(wanted)
+        return dict(
+            self._reading.rows(f"SELECT status, count(*) FROM modules {sql} GROUP BY status", *parameters)
+        )
 
     def health_counts(self) -> dict[str, int]:
         """How many instances there are of each health."""
-        query = select(Instance.health, func.count()).group_by(col(Instance.health))
-        return {str(health): number for health, number in self._session.exec(query)}
+        return dict(self._reading.rows("SELECT health, count(*) FROM instances GROUP BY health"))
 
     def module(self, name: str) -> Module | None:
-        return self._session.get(Module, name)
+        return next(iter(self.modules_named([name])), None)
 
     def sources_of(self, names: Collection[str]) -> set[str]:
         """The names of the sources that the instances of these modules come from."""
-        query = select(Instance.source).where(col(Instance.module).in_(names))
-        return set(self._session.exec(query.distinct()))
+        sql = f"SELECT DISTINCT source FROM instances WHERE module {one_of(names)}"
+        return {source for (source,) in self._reading.rows(sql, *names)}
 
     def near_names(self, name: str, limit: int = 3) -> list[str]:
         """Names of modules that look like `name`, the likest first."""
-        names = self._session.exec(select(Module.name)).all()
-        return difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
+        return like(name, [known for (known,) in self._reading.rows("SELECT name FROM modules")], limit)
 
     def instances(self, names: Collection[str], *, passing: bool = False) -> dict[str, list[Instance]]:
         """All instances of these modules, by module; only those to send traffic to if `passing`."""
-        query = _instances(passing).where(col(Instance.module).in_(names))
+        sql, parameters = f"WHERE module {one_of(names)}", [*names]
+        if passing:
+            sql, parameters = f"{sql} AND health = ?", [*parameters, Health.PASSING.value]
         found: dict[str, list[Instance]] = defaultdict(list)
-        for row in self._session.exec(query):
+        for row in self._reading.objects(Instance, f"{sql} ORDER BY key", *parameters):
             found[row.module].append(row)
         return found
 
@@ -138,59 +137,60 @@ class Snapshot:
         self, module: str, *, passing: bool = False, limit: int = 100, after: int | None = None
     ) -> Sequence[Instance]:
         """Instances of one module in the order of their keys, those after the key `after`."""
-        query = _instances(passing).where(Instance.module == module)
-        if after is not None:
-            query = query.where(col(Instance.key) > after)
-        rows: Sequence[Instance] = self._session.exec(query.limit(limit)).all()
-        return rows
+        sql, parameters = "WHERE module = ? AND key > ?", [module, after or 0]
+        if passing:
+            sql, parameters = f"{sql} AND health = ?", [*parameters, Health.PASSING.value]
+        return self._reading.objects(Instance, f"{sql} ORDER BY key LIMIT ?", *parameters, limit)
 
     def tombstones(self, module: str, *, limit: int = 100, before: int | None = None) -> Sequence[Tombstone]:
         """Instances of a module that are gone, the last to go first, those before the key `before`."""
-        query = select(Tombstone).where(Tombstone.module == module).order_by(col(Tombstone.key).desc())
+        sql = "WHERE module = ?"
+        parameters: list[object] = [module]
         if before is not None:
-            query = query.where(col(Tombstone.key) < before)
-        return self._session.exec(query.limit(limit)).all()
+            sql, parameters = f"{sql} AND key < ?", [module, before]
+        return self._reading.objects(Tombstone, f"{sql} ORDER BY key DESC LIMIT ?", *parameters, limit)
 
     def leases(self, instances: Collection[int]) -> dict[int, PushLease]:
         """The leases of these instances (their keys) that were pushed."""
-        query = select(PushLease).where(col(PushLease.instance).in_(instances))
-        return {lease.instance: lease for lease in self._session.exec(query)}
+        rows = self._reading.objects(PushLease, f"WHERE instance {one_of(instances)}", *instances)
+        return {lease.instance: lease for lease in rows}
 
     def manifests(self, names: Collection[str]) -> dict[str, Manifest]:
         """The current manifests of these modules, without those that have none yet."""
-        query = (
-            select(Manifest)
-            .join(Module, (col(Module.name) == Manifest.module) & (col(Module.digest) == Manifest.digest))
-            .where(col(Module.name).in_(names))
+        rows = self._reading.objects(
+            Manifest,
+            "JOIN modules ON modules.name = manifests.module AND modules.digest = manifests.digest "
+            f"WHERE modules.name {one_of(names)}",
+            *names,
         )
-        return {manifest.module: manifest for manifest in self._session.exec(query)}
+        return {manifest.module: manifest for manifest in rows}
 
     def manifest(self, module: str, digest: str) -> Manifest | None:
-        return self._session.get(Manifest, (module, digest))
+        found = self._reading.objects(Manifest, "WHERE module = ? AND digest = ?", module, digest)
+        return next(iter(found), None)
 
     def manifest_history(
         self, module: str, *, limit: int = 100, after: str | None = None
     ) -> Sequence[Manifest]:
         """A module's manifests, the newest first, those behind the one with the digest `after`."""
-        query = select(Manifest).where(Manifest.module == module)
-        last = self.manifest(module, after) if after else None
-        if last is not None:
-            older = col(Manifest.first_seen) < last.first_seen
-            beside = (col(Manifest.first_seen) == last.first_seen) & (col(Manifest.digest) > last.digest)
-            query = query.where(or_(older, beside))
-        order = col(Manifest.first_seen).desc(), col(Manifest.digest)
-        return self._session.exec(query.order_by(*order).limit(limit)).all()
+        sql, parameters = "WHERE module = ?", [module]
+        if after is not None:
+            last = "(SELECT first_seen FROM manifests WHERE module = ? AND digest = ?)"
+            sql += f" AND (first_seen < {last} OR (first_seen = {last} AND digest > ?))"
+            parameters += [module, after, module, after, after]
+        order = "ORDER BY first_seen DESC, digest"
+        return self._reading.objects(Manifest, f"{sql} {order} LIMIT ?", *parameters, limit)
 
     @cached_property
     def oldest_event(self) -> Event | None:
         """The first line of the log that is kept; None if there was none yet."""
-        return self._session.exec(select(Event).order_by(col(Event.index)).limit(1)).first()
+        return next(iter(self._reading.objects(Event, 'ORDER BY "index" LIMIT 1')), None)
 
-    @property
+    @cached_property
     def retained_after(self) -> int:
         """The index after which the log is complete: 0 as long as nothing was removed from it."""
-        oldest = self.oldest_event
-        return oldest.index - 1 if oldest is not None and oldest.index else 0
+        oldest: int | None = self._reading.value('SELECT min("index") FROM events')
+        return oldest - 1 if oldest else 0
 
     def events(
         self,
@@ -205,35 +205,55 @@ class Snapshot:
 
         Where `after` is below `retained_after`, lines are missing at the beginning.
         """
-        query = select(Event).where(col(Event.index) > after)
+        sql = 'WHERE "index" > ?'
+        parameters: list[object] = [after]
         if module is not None:
-            query = query.where(Event.module == module)
+            sql, parameters = f"{sql} AND module = ?", [*parameters, module]
         if types:
-            query = query.where(col(Event.type).in_(types))
-        order = col(Event.index).desc() if newest_first else col(Event.index)
-        return self._session.exec(query.order_by(order).limit(limit)).all()
+            sql, parameters = f"{sql} AND type {one_of(types)}", [*parameters, *types]
+        order = "DESC" if newest_first else "ASC"
+        return self._reading.objects(Event, f'{sql} ORDER BY "index" {order} LIMIT ?', *parameters, limit)
 
 
-def _instances(passing: bool) -> Any:
-    query = select(Instance).order_by(col(Instance.key))
-    return query.where(Instance.health == Health.PASSING) if passing else query
+def like(name: str, names: Collection[str], limit: int = 3) -> list[str]:
+    """Those of the names that look like `name`, the likest first."""
+    return difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
 
 
-def _conditions(wanted: ModuleFilter) -> list[Any]:
-    conditions: list[Any] = []
+def _where(wanted: ModuleFilter, after: str | None = None) -> tuple[str, list[str]]:
+    """The condition in SQL, and its parameters."""
+    conditions: list[str] = []
+    parameters: list[str] = []
+    if after is not None:
+        conditions.append("name > ?")
+        parameters.append(after)
     if wanted.status:
-        conditions.append(col(Module.status).in_(wanted.status))
-    conditions += [_listed(col(Module.tags), tag) for tag in wanted.tag]
+        conditions.append(f"status {one_of(wanted.status)}")
+        parameters += wanted.status
+    for tag in wanted.tag:
+        conditions.append(_LISTED.format("tags"))
+        parameters.append(_listed(tag))
     if wanted.datacenter:
-        conditions.append(or_(*(_listed(col(Module.datacenters), name) for name in wanted.datacenter)))
+        conditions.append(f"({' OR '.join([_LISTED.format('datacenters')] * len(wanted.datacenter))})")
+        parameters += map(_listed, wanted.datacenter)
     if wanted.q:
-        name, title = func.lower(Module.name), func.lower(func.coalesce(Module.title, ""))
-        part = wanted.q.lower()
-        conditions.append(name.contains(part, autoescape=True) | title.contains(part, autoescape=True))
-    return conditions
+        conditions.append(f"({_CONTAINS.format('name')} OR {_CONTAINS.format(_TITLE)})")
+        parameters += [_part(wanted.q.lower())] * 2
+    return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
-def _listed(column: Any, item: str) -> Any:
-    """Whether a JSON list of strings holds `item`: the same text on every database."""
+_TITLE = "coalesce(title, '')"
+_CONTAINS = "lower({}) LIKE ? ESCAPE '/'"
+# Whether a JSON list of strings holds one: the same text on every database.
+_LISTED = "CAST({} AS VARCHAR) LIKE ? ESCAPE '/'"
+
+
+def _listed(item: str) -> str:
     # Within a JSON text a quotation mark that belongs to a string is escaped, so this matches whole items.
-    return cast(column, String).contains(json.dumps(item), autoescape=True)
+    return _part(json.dumps(item))
+
+
+def _part(text: str) -> str:
+    """The pattern of LIKE for what has this text in it."""
+    escaped = text.replace("/", "//").replace("%", "/%").replace("_", "/_")
+    return f"%{escaped}%"

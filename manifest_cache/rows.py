@@ -1,0 +1,84 @@
+"""Reads as the driver does: SQL in, rows and detached objects of the tables out.
+
+SQLAlchemy takes ten times what SQLite takes over a small query, and somebody waits for every change.
+Its types still say how each value is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Dialect
+from sqlalchemy.orm import class_mapper
+from sqlmodel import SQLModel
+
+Row = TypeVar("Row", bound=SQLModel)
+
+
+class Reading:
+    """One state of a database. In its SQL `?` stands for each parameter, whatever the driver takes."""
+
+    def __init__(self, cursor: Any, dialect: Dialect) -> None:
+        self._cursor = cursor
+        self._dialect = dialect
+
+    def rows(self, sql: str, *parameters: object) -> Sequence[Any]:
+        rows: Sequence[Any] = self._cursor.execute(_placed(sql, self._dialect), parameters).fetchall()
+        return rows
+
+    def value(self, sql: str, *parameters: object) -> Any:
+        """The first value of the first row, None where there is none."""
+        row = self._cursor.execute(_placed(sql, self._dialect), parameters).fetchone()
+        return row[0] if row else None
+
+    def objects(self, model: type[Row], rest: str, *parameters: object) -> Sequence[Row]:
+        """The rows of a table; `rest` is what follows its name in a SELECT."""
+        table = _table(model, self._dialect)
+        return [table.object(row) for row in self.rows(f"{table.select} {rest}", *parameters)]
+
+
+def one_of(values: Collection[object]) -> str:
+    """What follows a column that is to have one of these values, which are the parameters."""
+    # A list without members is no SQL; NULL equals nothing.
+    return f"IN ({', '.join('?' * len(values)) or 'NULL'})"
+
+
+class _Table(Generic[Row]):
+    """How the rows of one table are read from one kind of database."""
+
+    def __init__(self, model: type[Row], dialect: Dialect) -> None:
+        quote = dialect.identifier_preparer.quote
+        mapper = class_mapper(model)
+        table = SQLModel.metadata.tables[str(model.__tablename__)]
+        columns = tuple(table.columns)
+        names = ", ".join(f"{quote(table.name)}.{quote(column.name)}" for column in columns)
+        self.select = f"SELECT {names} FROM {quote(table.name)}"
+        self._attributes = [mapper.get_property_by_column(column).key for column in columns]
+        readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        self._readers: list[tuple[int, str, Callable[[Any], Any]]] = [
+            (number, attribute, reader)
+            for number, (attribute, reader) in enumerate(zip(self._attributes, readers, strict=True))
+            if reader is not None
+        ]
+        self._new: Callable[[], Row] = mapper.class_manager.new_instance
+
+    def object(self, row: Sequence[Any]) -> Row:
+        values = dict(zip(self._attributes, row, strict=True))
+        for number, attribute, reader in self._readers:
+            values[attribute] = reader(row[number])
+        found = self._new()
+        # As a session does it: setting the attributes would note each as a change.
+        vars(found).update(values)
+        return found
+
+
+@functools.lru_cache(maxsize=64)
+def _table(model: type[Row], dialect: Dialect) -> _Table[Row]:
+    return _Table(model, dialect)
+
+
+@functools.lru_cache(maxsize=1024)
+def _placed(sql: str, dialect: Dialect) -> str:
+    return sql if dialect.paramstyle == "qmark" else sql.replace("?", "%s")
