@@ -24,7 +24,7 @@ _AHEAD = 1000
 # So many outcomes are written in one transaction at the most: it keeps others from writing.
 _BATCH = 500
 # So long outcomes are gathered for one transaction while more are coming than can be fetched at once.
-_GATHERING = 0.05
+_GATHERING = 0.15
 # By what a host's places are divided while its last fetch timed out.
 _CAUTION = 5
 # So long the schedule is not read again while there is more to fetch than there are places for.
@@ -167,7 +167,7 @@ class Fetching:
     async def _write_outcomes(self) -> None:
         while True:
             outcomes = [await self._outcomes.get()]
-            if self._is_busy:
+            if self._is_busy and self._outcomes.qsize() < _BATCH:
                 # A transaction costs as much as several outcomes do, and many more are on their way.
                 await asyncio.sleep(_GATHERING)
             while not self._outcomes.empty() and len(outcomes) < _BATCH:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from sqlmodel import col, select
+import sqlalchemy
+from sqlmodel import SQLModel, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.database import Database
@@ -18,6 +19,7 @@ from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.ledger import Ledger, Refresh
 from manifest_cache.models import Instance, Source, utc_now
 from manifest_cache.settings import CacheSettings
+from manifest_cache.working_set import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,11 @@ class FetchJob:
     due_at: datetime | None
     instance: ServiceInstance
     etag: str | None
+    key: tuple[str, InstanceKey] = field(init=False)
+    """What tells it from the jobs of other instances."""
 
-    @property
-    def key(self) -> tuple[str, InstanceKey]:
-        """What tells it from the jobs of other instances."""
-        return self.source, self.instance.key
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.source, self.instance.key))
 
     @property
     def claim(self) -> tuple[str, InstanceKey, int]:
@@ -160,20 +162,27 @@ class Store:
         fetch_at, now = col(Instance.fetch_at), utc_now()
         with self._database.read() as session:
             # Most of what is scheduled is due in minutes: only the next of it is looked at.
-            rows = session.exec(
-                select(Instance)
+            connection = session.connection()
+            found = connection.execute(
+                sqlalchemy.select(*_CLAIM)
                 .where(fetch_at <= now, col(Instance.address).not_in(leave_out_hosts))
                 .order_by(fetch_at)
                 .limit(limit + len(leave_out))
             ).all()
+            # Of those under way no more is read than what tells that they are.
+            keys = [
+                key
+                for key, source, *instance, generation in found
+                if (source, InstanceKey(*instance), generation) not in leave_out
+            ][:limit]
+            rows = {row.key: row for row in Rows(connection, Instance).load("key", keys)}
             following = session.exec(
                 select(fetch_at)
                 .where(fetch_at > now, col(Instance.address).not_in(leave_out_hosts))
                 .order_by(fetch_at)
                 .limit(1)
             ).first()
-        due = [job for row in rows if (job := _job(row)).claim not in leave_out]
-        return due[:limit], following
+        return [_job(rows[key]) for key in keys], following
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:
         """Notes that what registries other than these said is no longer kept current."""
@@ -183,6 +192,13 @@ class Store:
                 reason = f"{source.registry_name} is not in LICTOR_REGISTRIES"
                 ledger.lost(Lost(source=source.name, reason=reason, retry_in=0))
             ledger.close()
+
+
+# What tells that a row is under way, behind its key.
+_CLAIM = [
+    SQLModel.metadata.tables["instances"].c[name]
+    for name in ("key", "source", "module", "node", "id", "generation")
+]
 
 
 def _named_in(outcomes: Sequence[tuple[FetchJob, Outcome]]) -> tuple[set[str], set[str]]:
