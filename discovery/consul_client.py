@@ -50,6 +50,7 @@ from discovery.errors import (
     RegistryUnavailable,
     UnknownInstance,
 )
+from discovery.stream_transport import Server, StreamTransport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -473,18 +474,9 @@ class _Border:
         self._extensions = {"sni_hostname": config.tls_server_name} if config.tls_server_name else {}
         self._namespace = [("ns", config.namespace)] if config.namespace else []
 
-    def _transport_options(self) -> dict[str, Any]:
-        config, connections = self.config, self._max_connections
-        return {
-            "verify": config.ssl_context() if config.scheme == "https" else False,
-            "uds": config.unix_socket or None,
-            "socket_options": None if config.unix_socket else _KEEPALIVE,
-            "limits": httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=_IDLE_CONNECTION_LIMIT,
-            ),
-        }
+    @property
+    def _tls(self) -> ssl.SSLContext | None:
+        return self.config.ssl_context() if self.config.scheme == "https" else None
 
     def _client_options(self) -> dict[str, Any]:
         config = self.config
@@ -626,9 +618,17 @@ class ConsulClient(_Border):
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(**self._transport_options()), **self._client_options()
+        transport = httpx.HTTPTransport(
+            verify=self._tls or False,
+            uds=config.unix_socket or None,
+            socket_options=None if config.unix_socket else _KEEPALIVE,
+            limits=httpx.Limits(
+                max_connections=max_connections,
+                max_keepalive_connections=max_connections,
+                keepalive_expiry=_IDLE_CONNECTION_LIMIT,
+            ),
         )
+        self._http = httpx.Client(transport=transport, **self._client_options())
         self.api = _Api(self.send)
 
     def send(self, call: Call[T]) -> T:
@@ -679,9 +679,17 @@ class AsyncConsulClient(_Border):
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
-        self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(**self._transport_options()), **self._client_options()
+        url = _base_url(config)
+        server = Server(
+            host=url.raw_host.decode(),
+            port=config.port,
+            unix_socket=config.unix_socket or None,
+            tls=self._tls,
+            name=config.tls_server_name or url.raw_host.decode(),
+            socket_options=() if config.unix_socket else _KEEPALIVE,
         )
+        transport = StreamTransport(server, max_connections=max_connections, expiry=_IDLE_CONNECTION_LIMIT)
+        self._http = httpx.AsyncClient(transport=transport, **self._client_options())
         self.api = _Api(self.send)
 
     async def send(self, call: Call[T]) -> T:
