@@ -17,12 +17,17 @@ CHECKS = (
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
+    "negative_data_rejection",
 )
-# Reads that wait would take up all the time, and 503 is the right answer to who bears nothing old.
+# Reads that wait would take up all the time, and 503 is the right answer to who bears nothing old. What
+# breaks the document may be refused as too long, too, which is not among what is expected by default.
 CONFIGURATION = """
 [parameters]
 wait = "1ms"
 max_stale = "1h"
+
+[checks]
+negative_data_rejection.expected-statuses = [400, 404, 405, 406, 409, 413, 414, 415, 422, 429]
 """
 
 
