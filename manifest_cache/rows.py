@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, Float
 from sqlalchemy.orm import class_mapper
+from sqlalchemy.types import TypeEngine
 from sqlmodel import SQLModel
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -56,7 +57,7 @@ class _Table(Generic[Row]):
         names = ", ".join(f"{quote(table.name)}.{quote(column.name)}" for column in columns)
         self.select = f"SELECT {names} FROM {quote(table.name)}"
         self._attributes = [mapper.get_property_by_column(column).key for column in columns]
-        readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        readers = [_reader(column.type, dialect) for column in columns]
         self._readers: list[tuple[int, str, Callable[[Any], Any]]] = [
             (number, attribute, reader)
             for number, (attribute, reader) in enumerate(zip(self._attributes, readers, strict=True))
@@ -72,6 +73,12 @@ class _Table(Generic[Row]):
         # As a session does it: setting the attributes would note each as a change.
         vars(found).update(values)
         return found
+
+
+def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What a value of the driver goes through, None if it stays as it is."""
+    # Drivers give floats as floats; the dialect of psycopg would know the type that the server gives.
+    return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
 @functools.lru_cache(maxsize=64)
