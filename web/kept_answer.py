@@ -12,8 +12,9 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags, unquote_etag
 
 from manifest_cache.models import Source, utc_now
-from web.reading import Facts
-from web.staleness import CONTACT_HEADER, contact, is_older, longest_unconfirmed
+from manifest_cache.reader import Snapshot
+from web.reading import INDEX_HEADER, Facts
+from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed
 
 Headers = list[tuple[str, str]]
 
@@ -26,6 +27,8 @@ _LAST_SEEN_FOR = 5.0
 # What an answer takes beside its bytes, roughly.
 _OVERHEAD = 2000
 _OF_BODY = ("Content-Type", "Content-Length")
+_OF_ONE_STATE = ("Content-Length", "ETag", INDEX_HEADER, STALE_HEADER, CONTACT_HEADER)
+_VARY = ("Vary", "Accept-Encoding")
 
 
 class Sent(NamedTuple):
@@ -50,17 +53,29 @@ class KeptAnswer:
         self.source_names = [source.name for source in facts.sources]
         self.expires = now + _LAST_SEEN_FOR if facts.tells_last_seen else float("inf")
         self._max_stale = facts.max_stale
+        self._again = facts.again
         self._body = sent.body
         self._packed: bytes | None = None
         self._etag_line = next(value for name, value in sent.headers if name == "ETag")
         self._etag = unquote_etag(self._etag_line)[0] or ""
         self._headers = [line for line in sent.headers if line[0] != CONTACT_HEADER]
-        self._headers.append(("Vary", "Accept-Encoding"))
+        self._headers.append(_VARY)
         self.refresh(facts.sources, now)
 
     @property
     def size(self) -> int:
         return len(self._body) + len(self._packed or b"") + _OVERHEAD
+
+    def made_again(self, snapshot: Snapshot) -> KeptAnswer | None:
+        """The answer to the same at another state, without the application; None where that has to make it.
+
+        Raises Problem where there is none any more.
+        """
+        if self._again is None:
+            return None
+        made = self._again(snapshot)
+        same = [line for line in self._headers if line != _VARY and line[0] not in _OF_ONE_STATE]
+        return KeptAnswer(Sent("200 OK", [*same, *made.headers], made.body), made.facts, self.route)
 
     def needs_refresh(self, now: float) -> bool:
         return now >= self._refresh_at

@@ -75,8 +75,10 @@ class ModuleParts:
         self._changed: dict[str, int] = {}
         self._known_to = -1
 
-    def texts(self, snapshot: Snapshot, names: Sequence[str], shape: Shape) -> bytes:
-        """The texts of these modules, separated by commas."""
+    def texts(
+        self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()
+    ) -> bytes:
+        """The texts of these modules, separated by commas; `rows` are theirs, where they are at hand."""
         with self._lock:
             self._follow(snapshot)
             now, heard = time.monotonic(), tuple(source.last_contact for source in snapshot.sources)
@@ -84,7 +86,7 @@ class ModuleParts:
             found = {name: part.text for name, part in kept if part and part.is_of(heard, now)}
         missing = [name for name in names if name not in found]
         made = {}
-        for name, text, is_lasting in _encoded(snapshot, missing, shape):
+        for name, text, is_lasting in _encoded(snapshot, missing, shape, rows):
             found[name] = text
             made[name, shape] = _Part(snapshot.index, text)
             if not is_lasting:
@@ -130,9 +132,14 @@ class ModuleParts:
             self._size -= len(part.text) + _OVERHEAD
 
 
-def _encoded(snapshot: Snapshot, names: Sequence[str], shape: Shape) -> Iterator[tuple[str, bytes, bool]]:
+def _encoded(
+    snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.Module]
+) -> Iterator[tuple[str, bytes, bool]]:
     """The name and the text of each module, and whether the text lasts until the module changes."""
-    rows = snapshot.modules_named(names)
+    if not names:
+        return
+    wanted = frozenset(names)
+    rows = [row for row in rows if row.name in wanted] or snapshot.modules_named(names)
     instances = snapshot.instances(names) if shape.instances else {}
     manifests = snapshot.manifests(names) if shape.manifest else {}
     seen = _LastSeen(snapshot, [row for of_module in instances.values() for row in of_module])

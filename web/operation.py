@@ -10,11 +10,13 @@ from typing import Any, TypeAlias
 from flask import Response, request
 from pydantic import BaseModel
 
+from manifest_cache.reader import Snapshot
 from web import errors, parsing
 from web.backend import backend
 from web.errors import NotAcceptable, Problem
+from web.module_parts import ModuleParts
 from web.parsing import JSON
-from web.reading import INDEX_HEADER, NotModified, Read
+from web.reading import FACTS, INDEX_HEADER, NOTHING, Again, Made, NotModified, Read
 from web.request_schemas import NoParameters, ReadQuery
 
 View: TypeAlias = Callable[..., Any]
@@ -70,11 +72,8 @@ class Endpoint:
     def _respond(self, answer: BaseModel | Response | bytes | None, fields: Collection[str] = ()) -> Response:
         if isinstance(answer, Response):
             return answer
-        if isinstance(answer, BaseModel):
-            document = answer.model_dump_json(exclude_unset=True, include=_only(answer, fields))
-            return Response(document, self.operation.status, content_type=JSON)
-        if isinstance(answer, bytes):
-            return Response(answer, self.operation.status, content_type=JSON)
+        if isinstance(answer, (BaseModel, bytes)):
+            return Response(_document(answer, fields), self.operation.status, content_type=JSON)
         # Nothing has no type.
         response = Response(status=self.operation.status)
         del response.headers["Content-Type"]
@@ -86,8 +85,9 @@ class ReadEndpoint(Endpoint):
 
     def _answer(self, arguments: Mapping[str, Any], query: BaseModel) -> Response:
         max_stale = query.max_stale if isinstance(query, ReadQuery) else None
+        parts = backend().module_parts
         with backend().snapshot() as snapshot:
-            read = Read(snapshot, max_stale)
+            read = Read(snapshot, parts, request.if_none_match, max_stale)
             try:
                 answer = self._function(read=read, **arguments)
                 response = self._respond(answer, getattr(query, "fields", ()))
@@ -96,7 +96,26 @@ class ReadEndpoint(Endpoint):
                 del response.headers["Content-Type"]
             except Problem as problem:
                 raise read.explain(problem) from None
+            request.environ[FACTS] = read.facts(self._again(arguments, query, max_stale, parts))
             return read.finish(response)
+
+    def _again(
+        self,
+        arguments: Mapping[str, Any],
+        query: BaseModel,
+        max_stale: float | None,
+        parts: ModuleParts,
+    ) -> Again | None:
+        if len(self.operation.media) > 1:
+            # It looks into the request itself.
+            return None
+
+        def again(snapshot: Snapshot) -> Made:
+            read = Read(snapshot, parts, NOTHING, max_stale)
+            answer = self._function(read=read, **arguments)
+            return read.finish_again(_document(answer, getattr(query, "fields", ())), again)
+
+        return again
 
 
 class WriteEndpoint(Endpoint):
@@ -199,6 +218,12 @@ _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
 _OF_WAITING = (errors.TooManyWatchers,)
 _OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
 _OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
+
+
+def _document(answer: BaseModel | bytes, fields: Collection[str]) -> bytes:
+    if isinstance(answer, bytes):
+        return answer
+    return answer.model_dump_json(exclude_unset=True, include=_only(answer, fields)).encode()
 
 
 def _only(answer: BaseModel, fields: Collection[str]) -> Any:

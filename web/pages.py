@@ -62,7 +62,7 @@ def overview() -> Response:
     query = query_of(OverviewQuery, request.args)
     after = place_behind("modules", query.cursor, str)
     with backend().snapshot() as snapshot:
-        read = Read(snapshot)
+        read = Read(snapshot, backend().module_parts, request.if_none_match)
         wanted = ModuleFilter(status=query.status, tag=query.tag, q=query.q.strip())
         return _unless_known(read, lambda: _overview(read, query, wanted, after))
 
@@ -94,7 +94,7 @@ def module_page(name: str) -> Response:
     name = path_of(ModulePath, {"name": name}).name
     query_of(NoParameters, request.args)
     with backend().snapshot() as snapshot:
-        read = Read(snapshot)
+        read = Read(snapshot, backend().module_parts, request.if_none_match)
         module = known_module(read, name)
         return _unless_known(read, lambda: _module_page(read, module), module=module)
 

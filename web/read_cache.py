@@ -17,6 +17,7 @@ from manifest_cache.database import StoreError
 from manifest_cache.models import Source
 from web import backend
 from web.backend import Backend
+from web.errors import Problem
 from web.kept_answer import KeptAnswer, Sent
 from web.metrics import READ_CACHE
 from web.observation import ROUTE
@@ -108,7 +109,7 @@ class ReadCache:
             if making is mine:
                 return self._make(mine, asked, environ)
             if not making.done.wait(_PATIENCE) or making.answer is None:
-                return self._from_app(asked, environ)[0]
+                return self._made_now(asked, environ)[0]
             # Not yet if it was begun before this request came in, and something changed in between.
             if making.answer.index >= index:
                 _HIT.inc()
@@ -116,15 +117,35 @@ class ReadCache:
 
     def _make(self, making: _Making, asked: _Asked, environ: WSGIEnvironment) -> Sent:
         try:
-            sent, making.answer = self._from_app(asked, environ)
+            sent, making.answer = self._made_now(asked, environ)
             return sent
         finally:
             del self._making[asked]
             making.done.set()
 
+    def _made_now(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
+        """What is sent, and the answer that is kept of it, if it is one. Raises StoreError."""
+        _MISS.inc()
+        answer = self._made_again(asked)
+        if answer is None:
+            return self._from_app(asked, environ)
+        self._answers.put(asked, answer)
+        return self._for_client(asked, answer, environ), answer
+
+    def _made_again(self, asked: _Asked) -> KeptAnswer | None:
+        """Made from what is known of the answer before: the application takes several times as long."""
+        before = self._answers.get(asked)
+        if before is None:
+            return None
+        try:
+            with self._backend.snapshot() as snapshot:
+                return before.made_again(snapshot)
+        except Problem:
+            # The application knows how to tell.
+            return None
+
     def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
         """What the application sends, and the answer that is kept of it, if it is one."""
-        _MISS.inc()
         # Whole, whatever this client knows of it: the next one may not.
         whole = {**environ, "REQUEST_METHOD": "GET"}
         whole.pop("HTTP_IF_NONE_MATCH", None)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from flask import Response, request
+from flask import Response
+from werkzeug.datastructures import ETags
+from werkzeug.http import quote_etag
 
 from manifest_cache import models
 from manifest_cache.models import utc_now
 from manifest_cache.reader import Snapshot
 from web.errors import BadParameter, Problem, TooStale
+from web.module_parts import ModuleParts
 from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed, stale
 from web.vocabulary import LARGEST_INDEX
 
 INDEX_HEADER = "X-Lictor-Index"
 FACTS = "lictor.facts"
 """Where the environment of a request tells of what its answer depends on."""
+
+NOTHING = ETags()
+"""What a client knows that was never here."""
 
 Row = TypeVar("Row")
 Place = TypeVar("Place", str, int)
@@ -35,22 +41,44 @@ class Facts:
     """What an answer depends on, beside what was asked: as long as that stays it may be given again.
 
     `sources` feed it, `max_stale` is how many seconds ago each must have been confirmed at the
-    most. An answer that `tells_last_seen` grows old by itself.
+    most. An answer that `tells_last_seen` grows old by itself. `again` makes it from another state
+    without the request; where that cannot be, it is None.
     """
 
     index: int
     sources: Sequence[models.Source]
     max_stale: float | None
     tells_last_seen: bool
+    again: Again | None
+
+
+class Made(NamedTuple):
+    """An answer that was made again: those of its headers that are of one state alone, and its body."""
+
+    headers: list[tuple[str, str]]
+    body: bytes
+    facts: Facts
+
+
+Again: TypeAlias = Callable[[Snapshot], Made]
+"""Raises Problem where there is no such answer any more."""
 
 
 class Read:
-    """One read: the state that it is answered from, and what its headers will say."""
+    """One read: the state that it is answered from, what its client knows, and what its headers will say."""
 
-    def __init__(self, snapshot: Snapshot, max_stale: float | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        parts: ModuleParts,
+        known: ETags,
+        max_stale: float | None = None,
+    ) -> None:
         self.snapshot = snapshot
+        self.parts = parts
         self.tells_last_seen = False
         self._max_stale = max_stale
+        self._known = known
         self._etag = str(snapshot.index)
         self._feeding: Sequence[models.Source] = snapshot.sources
 
@@ -69,7 +97,7 @@ class Read:
             oldest = longest_unconfirmed(self._feeding)
             if oldest is not None and is_older(oldest, self._max_stale, utc_now()):
                 raise TooStale.of(oldest.name, self._max_stale, contact([oldest]))
-        if request.if_none_match.contains_weak(self._etag):
+        if self._known.contains_weak(self._etag):
             raise NotModified
 
     def _sources_of(self, modules: Sequence[models.Module]) -> Sequence[models.Source]:
@@ -93,10 +121,19 @@ class Read:
         response.set_etag(self._etag)
         response.headers["Cache-Control"] = "no-cache"
         response.headers.extend(self.headers())
-        request.environ[FACTS] = Facts(
-            self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen
-        )
         return response
+
+    def finish_again(self, body: bytes, again: Again) -> Made:
+        """The same for an answer that is made without a request."""
+        headers = [
+            ("Content-Length", str(len(body))),
+            ("ETag", quote_etag(self._etag)),
+            *self.headers().items(),
+        ]
+        return Made(headers, body, self.facts(again))
+
+    def facts(self, again: Again | None) -> Facts:
+        return Facts(self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen, again)
 
     def headers(self) -> dict[str, str]:
         headers = {INDEX_HEADER: str(self.snapshot.index)}

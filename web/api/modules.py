@@ -10,7 +10,6 @@ from flask import Blueprint
 
 from manifest_cache import models
 from manifest_cache.reader import ModuleFilter
-from web.backend import backend
 from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
 from web.module_parts import Shape
 from web.operation import read
@@ -80,7 +79,7 @@ def look_up_modules(read: Read, query: LookupQuery) -> bytes:
     known = {row.name for row in rows}
     found = [name for name in asked if name in known]
     return _list(
-        _texts(read, found, Shape.of(query.fields, query.include)),
+        _texts(read, found, Shape.of(query.fields, query.include), rows),
         unknown=[name for name in asked if name not in known],
         index=read.snapshot.index,
     )
@@ -99,7 +98,7 @@ def show_module(read: Read, name: str, query: ModuleQuery) -> bytes:
     module = known_module(read, name)
     read.unless_known(modules=[module])
     embedded = query.include if query.fields else [*query.include, "instances"]
-    return _texts(read, [name], Shape.of(query.fields, embedded))
+    return _texts(read, [name], Shape.of(query.fields, embedded), [module])
 
 
 @bp.get("/modules/<name>/manifest")
@@ -229,9 +228,9 @@ def _no_manifest(read: Read, name: str) -> Problem:
     return NoManifest(f"The module {name} has no manifest yet. {why}")
 
 
-def _texts(read: Read, names: Sequence[str], shape: Shape) -> bytes:
+def _texts(read: Read, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()) -> bytes:
     read.tells_last_seen |= shape.instances
-    return backend().module_parts.texts(read.snapshot, names, shape)
+    return read.parts.texts(read.snapshot, names, shape, rows)
 
 
 def _list(items: bytes, **members: Any) -> bytes:
