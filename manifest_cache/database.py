@@ -9,16 +9,17 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, bindparam, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
-from manifest_cache.models import UTCDateTime, utc_now
+from manifest_cache.models import utc_now
 from manifest_cache.rows import Reading
+from manifest_cache.statements import statements
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before it gives up."""
@@ -145,7 +146,7 @@ class Database:
         A `quiet` one wakes no watch: nothing in it can be seen by a reader.
         """
         with self._traced("write"), _translated_faults():
-            with self._writing() as connection:
+            with self._writing() as connection, _as_of_sqlalchemy(self._engine.dialect):
                 noticed = time.monotonic()
                 self._may_write(connection)
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
@@ -236,14 +237,12 @@ class FencedDatabase(Database):
     def _may_write(self, connection: Connection) -> None:
         # A lease that this renews is seen by others only after the commit, and so cannot be
         # taken away in the middle of a long transaction.
-        renewed = connection.execute(_RENEW, {"token": self.token, "now": utc_now()})
-        if renewed.rowcount != 1:
+        lease = statements(_LEADERSHIP, connection.dialect)
+        if lease.update_where(connection, "token", self.token, {"renewed_at": utc_now()}) != 1:
             raise Fenced(f"the lead was taken over: the token {self.token} is not the newest one any more")
 
 
-_RENEW = text("UPDATE leadership SET renewed_at = :now WHERE token = :token").bindparams(
-    bindparam("now", type_=UTCDateTime)
-)
+_LEADERSHIP = SQLModel.metadata.tables["leadership"]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

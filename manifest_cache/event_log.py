@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 from manifest_cache.models import Instance, Source
-from manifest_cache.statements import statements
+from manifest_cache.statements import driver_cursor, statements
 
 _EVENTS = SQLModel.metadata.tables["events"]
 
@@ -101,7 +101,7 @@ class EventLog:
 
 def index_of(connection: Connection) -> int:
     """The index of the newest event that the connection sees, 0 if there is none."""
-    newest: int | None = connection.exec_driver_sql('SELECT max("index") FROM events').scalar()
+    (newest,) = driver_cursor(connection).execute('SELECT max("index") FROM events').fetchone()
     return newest or 0
 
 

@@ -1,7 +1,7 @@
 """A table's simple statements, as the driver takes them: values in, rows out.
 
-SQLAlchemy builds a statement anew each time, which costs ten times what SQLite takes to run it, and
-somebody waits for every change. Its types still say how each value is written and read.
+SQLAlchemy takes ten times what SQLite takes over a small statement, and somebody waits for every
+change. Its types still say how each value is written and read. What the driver raises is raised as it is.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ class Statements:
         self._write: dict[str, _Processor] = {
             name: kind.bind_processor(dialect) for name, kind in types.items()
         }
-        self._read: list[_Processor] = [kind.result_processor(dialect, None) for kind in types.values()]
+        readers = [kind.result_processor(dialect, None) for kind in types.values()]
+        self._read = [(number, read) for number, read in enumerate(readers) if read is not None]
 
     def select(self, connection: Connection, column: str, values: Collection[Any]) -> Iterator[list[Any]]:
         """The rows of which the column has one of the values, each as its values in the table's order."""
         columns = ", ".join(self._columns.values())
         for some in chunks(sorted(values)):
             sql = f"SELECT {columns} FROM {self._table} WHERE {self._is_one_of(column, some)}"
-            for row in connection.exec_driver_sql(sql, self._parameters(column, some)):
-                yield [
-                    value if read is None else read(value)
-                    for value, read in zip(row, self._read, strict=True)
-                ]
+            for stored in driver_cursor(connection).execute(sql, self._parameters(column, some)):
+                row = list(stored)
+                for number, read in self._read:
+                    row[number] = read(row[number])
+                yield row
 
     def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows; those that give the same columns go in one statement."""
@@ -65,10 +66,23 @@ class Statements:
             sql = f"UPDATE {self._table} SET {settings} WHERE {where}"
             self._run_for_all(connection, sql, [*changed, *self._keys], alike)
 
+    def update_where(
+        self, connection: Connection, column: str, value: Any, changed: Mapping[str, Any]
+    ) -> int:
+        """Changes the rows of which the column has this value; returns how many there are."""
+        settings = ", ".join(f"{self._columns[name]} = {self._placeholder}" for name in changed)
+        where = f"{self._columns[column]} = {self._placeholder}"
+        sql = f"UPDATE {self._table} SET {settings} WHERE {where}"
+        written = [self._parameters(name, [new])[0] for name, new in changed.items()]
+        cursor = driver_cursor(connection)
+        cursor.execute(sql, (*written, *self._parameters(column, [value])))
+        found: int = cursor.rowcount
+        return found
+
     def delete(self, connection: Connection, column: str, values: Collection[Any]) -> None:
         for some in chunks(sorted(values)):
             sql = f"DELETE FROM {self._table} WHERE {self._is_one_of(column, some)}"
-            connection.exec_driver_sql(sql, self._parameters(column, some))
+            driver_cursor(connection).execute(sql, self._parameters(column, some))
 
     def _is_one_of(self, column: str, values: Sequence[Any]) -> str:
         marks = ", ".join([self._placeholder] * len(values))
@@ -87,7 +101,16 @@ class Statements:
                 tuple(row[name] if write is None else write(row[name]) for name, write in writing)
                 for row in some
             ]
-            connection.exec_driver_sql(sql, parameters[0] if len(parameters) == 1 else parameters)
+            cursor = driver_cursor(connection)
+            if len(parameters) == 1:
+                cursor.execute(sql, parameters[0])
+            else:
+                cursor.executemany(sql, parameters)
+
+
+def driver_cursor(connection: Connection) -> Any:
+    """A cursor of the driver's own, in the connection's transaction."""
+    return connection.connection.cursor()
 
 
 @functools.lru_cache(maxsize=64)
