@@ -108,6 +108,10 @@ class Database:
         except OSError as exc:
             raise StoreUnavailable(str(exc)) from exc
 
+    def index_at_once(self) -> int | None:
+        """The same, for who must not wait: None where that takes a wait, or cannot be told."""
+        return self._glance.index_at_once()
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent state of the database, and changes nothing."""

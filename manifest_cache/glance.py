@@ -34,6 +34,8 @@ WRITER_LOCK = 0x6C6963746F72
 COMMIT_NOTICE = 0.005
 """How many seconds a writer on PostgreSQL has held the writers' lock at least when it commits."""
 
+# In seconds.
+_PATIENCE = 5.0
 # Clocks do not run equally fast.
 _TRUSTED = 0.9 * COMMIT_NOTICE
 _NEWEST = 'SELECT coalesce(max("index"), 0) FROM events'
@@ -47,6 +49,9 @@ class Glance(Protocol):
     def index(self) -> int:
         """The newest index, never older than that at the time of the call. Raises OSError."""
 
+    def index_at_once(self) -> int | None:
+        """The same, for who must not wait: None where that takes a wait, or cannot be told."""
+
     def close(self) -> None: ...
 
 
@@ -59,14 +64,38 @@ class _SqliteGlance:
 
     def __init__(self, url: URL) -> None:
         # Without this mode a file that is missing would be made.
-        self._uri = f"{Path(url.database or '').absolute().as_uri()}?mode=rw"
+        uri = f"{Path(url.database or '').absolute().as_uri()}?mode=rw"
+        self._patient = _SqliteLooks(uri, _PATIENCE)
+        # Seldom, as while a log is recovered, a lock keeps readers out.
+        self._impatient = _SqliteLooks(uri, 0.0)
+
+    def index(self) -> int:
+        return self._patient.index()
+
+    def index_at_once(self) -> int | None:
+        try:
+            return self._impatient.index()
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        self._patient.close()
+        self._impatient.close()
+
+
+class _SqliteLooks:
+    """Those that nobody uses at the moment; one that waits for a lock does so for `patience` seconds."""
+
+    def __init__(self, uri: str, patience: float) -> None:
+        self._uri = uri
+        self._patience = patience
         self._idle: deque[_SqliteLook] = deque()
 
     def index(self) -> int:
         try:
             look = self._idle.pop()
         except IndexError:
-            look = _SqliteLook(self._uri)
+            look = _SqliteLook(self._uri, self._patience)
         try:
             index = look.index()
         except BaseException:
@@ -82,9 +111,11 @@ class _SqliteGlance:
 
 
 class _SqliteLook:
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: float) -> None:
         try:
-            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(
+                uri, uri=True, timeout=patience, isolation_level=None, check_same_thread=False
+            )
         except sqlite3.Error as exc:
             raise OSError(str(exc)) from exc
         self._version = -1
@@ -131,6 +162,10 @@ class _PostgresGlance:
             if seen.began < asked and seen.until <= time.monotonic():
                 seen = self._seen = self._look()
             return seen.newest
+
+    def index_at_once(self) -> int | None:
+        seen = self._seen
+        return seen.newest if time.monotonic() < seen.until else None
 
     def close(self) -> None:
         with self._lock:

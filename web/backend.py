@@ -52,6 +52,10 @@ class Backend:
         """The newest index, at next to no cost. Raises StoreUnavailable."""
         return self._own_database().index()
 
+    def index_at_once(self) -> int | None:
+        """The newest index, for who must not wait: None where that takes a wait, or cannot be told."""
+        return self._own_database().index_at_once()
+
     @contextmanager
     def push(self) -> Iterator[PushRegistry]:
         """The push registry. Raises SchemaMismatch or StoreUnavailable."""

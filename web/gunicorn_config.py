@@ -2,7 +2,8 @@
 
 `gunicorn -c python:web.gunicorn_config` serves Lictor. Threads keep connections alive and wait for
 the database at the same time; requests that wait for a change (`web.worker`), and clients that are
-slow to ask (`web.patient_worker`), need none. Each worker has a queue of its own (`web.queues`).
+slow to ask (`web.patient_worker`), need none, nor do reads that were asked before, byte for byte
+(`web.quick_worker`). Each worker has a queue of its own (`web.queues`).
 """
 
 from __future__ import annotations

@@ -89,18 +89,24 @@ class KeptAnswer:
         self._plain = Sent("200 OK", headers, self._body)
         without_body = [line for line in headers if line[0] not in _OF_BODY]
         self._not_modified = Sent("304 NOT MODIFIED", without_body, b"")
-        self._gzip = self._packed and _packed(headers, self._packed)
+        self._gzip = _packed(headers, self._packed) if self._packed else None
 
-    def is_too_stale(self) -> bool:
-        """Whether it is older than what was asked for bears."""
+    def is_too_old(self, now: float) -> bool:
+        """Whether it has grown old by itself, or is older than what was asked for bears."""
+        if now >= self.expires:
+            return True
         return self._max_stale is not None and is_older(self._oldest, self._max_stale, utc_now())
 
     def for_client(self, if_none_match: str | None, accept_encoding: str | None) -> Sent:
         """What a client gets that sent these headers."""
+        return self.at_hand(if_none_match, accept_encoding) or self._pack()
+
+    def at_hand(self, if_none_match: str | None, accept_encoding: str | None) -> Sent | None:
+        """The same, but None if the body is still to be packed for it."""
         if if_none_match is not None and self._is_known(if_none_match):
             return self._not_modified
         if accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding):
-            return self._gzip or self._pack()
+            return self._gzip
         return self._plain
 
     def _is_known(self, if_none_match: str) -> bool:

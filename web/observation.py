@@ -45,12 +45,11 @@ class _Observed:
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
-        self._new_ids = _RequestIds()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         begun = time.perf_counter()
         sent = environ.get("HTTP_X_REQUEST_ID", "")
-        id_ = sent if _SOUND.match(sent) else next(self._new_ids)
+        id_ = sent if _SOUND.match(sent) else next(request_ids)
         token = request_id.set(id_)
         status = "500"
 
@@ -66,12 +65,15 @@ class _Observed:
             took = time.perf_counter() - begun
             method = environ["REQUEST_METHOD"]
             # Whatever a caller may think of must not become a series of its own.
-            _series(method if method in _METHODS else "other", environ.get(ROUTE, "none"), status).observe(
-                took
-            )
+            count(method if method in _METHODS else "other", environ.get(ROUTE, "none"), status, took)
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("%s %s %s %.1fms", method, environ.get("PATH_INFO", ""), status, took * 1000)
             request_id.reset(token)
+
+
+def count(method: str, route: str, status: str, took: float) -> None:
+    """Adds a request that took so many seconds."""
+    _series(method, route, status).observe(took)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,3 +94,7 @@ class _RequestIds:
             # Last, for another thread may look meanwhile.
             self._owner = os.getpid()
         return f"{self._beginning}-{next(self._numbers)}"
+
+
+request_ids = _RequestIds()
+"""For whoever answers a request that brought no id of its own."""

@@ -43,7 +43,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def enqueue_req(self, conn: Any) -> None:
         """Called by gunicorn's loop for a connection that is new, or has something to read."""
-        if not _can_wait(conn.sock):
+        if not can_wait(conn.sock):
             super().enqueue_req(conn)
             return
         there = _look(conn)
@@ -52,7 +52,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         elif there.is_too_large:
             self._refuse(conn, there)
         elif there.is_whole:
-            self._hand_over(conn)
+            self._hand_over(conn, there.content)
         else:
             self._wait(conn, there)
 
@@ -82,9 +82,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._refuse(conn, there)
         else:
             _wake_beyond(conn.sock, 0)
-            self._hand_over(conn)
+            self._hand_over(conn, there.content)
 
-    def _hand_over(self, conn: Any) -> None:
+    def _hand_over(self, conn: Any, content: bytes) -> None:
+        """Gives a thread the connection; `content` is what has come, and was not taken from it."""
         # Or else the thread would wait for it once more.
         conn.data_ready = True
         super().enqueue_req(conn)
@@ -136,7 +137,7 @@ class _There(NamedTuple):
         return len(self.content) >= _LOOKED_AT and _END_OF_HEAD not in self.content
 
 
-def _can_wait(sock: socket.socket) -> bool:
+def can_wait(sock: socket.socket) -> bool:
     """Where the system can wake for more than what is there already."""
     return sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifest_cache.database import StoreError
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Flask
 
+REPEAT = "lictor.repeat"
+"""Where the environment of a request tells how to answer it again without one, if that can be."""
+
 _PREFIX = "/api/v1/"
 _CONTACT_FOR = 1.0
 # Whoever waits longer for what another one makes makes it as well.
 _PATIENCE = 5.0
 
 _HIT = READ_CACHE.labels("hit")
+_QUICK = READ_CACHE.labels("quick")
 _MISS = READ_CACHE.labels("miss")
 _PASSED = READ_CACHE.labels("passed")
 
@@ -60,6 +65,26 @@ class ReadCache:
         self._answers = _Answers(limit)
         self._contacts = _Contacts(backend)
         self._making: dict[_Asked, _Making] = {}
+
+    def index(self) -> int:
+        """The newest index. Raises StoreError."""
+        return self._backend.index()
+
+    def index_at_once(self) -> int | None:
+        """The newest index, None if that cannot be told without a wait."""
+        return self._backend.index_at_once()
+
+    def at_hand(self, repeat: Repeat, index: int) -> tuple[Sent, str] | None:
+        """What is answered at this index, and the route of that; None if anything is left to do for it."""
+        answer = self._answers.get(repeat.asked)
+        now = time.monotonic()
+        if answer is None or answer.index != index or answer.needs_refresh(now) or answer.is_too_old(now):
+            return None
+        sent = answer.at_hand(repeat.if_none_match, repeat.accept_encoding)
+        if sent is None:
+            return None
+        _QUICK.inc()
+        return sent, answer.route
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _asked(environ)
@@ -91,12 +116,19 @@ class ReadCache:
         now = time.monotonic()
         if answer.needs_refresh(now):
             answer.refresh(self._contacts.of(answer.source_names, now), now)
-        return now < answer.expires and not answer.is_too_stale()
+        return not answer.is_too_old(now)
 
     def _for_client(self, asked: _Asked, answer: KeptAnswer, environ: WSGIEnvironment) -> Sent:
         environ[ROUTE] = answer.route
         size = answer.size
-        sent = answer.for_client(environ.get("HTTP_IF_NONE_MATCH"), environ.get("HTTP_ACCEPT_ENCODING"))
+        repeat = environ[REPEAT] = Repeat(
+            self,
+            asked,
+            environ["REQUEST_METHOD"],
+            environ.get("HTTP_IF_NONE_MATCH"),
+            environ.get("HTTP_ACCEPT_ENCODING"),
+        )
+        sent = answer.for_client(repeat.if_none_match, repeat.accept_encoding)
         if answer.size != size:
             self._answers.put(asked, answer)
         return sent
@@ -157,6 +189,21 @@ class ReadCache:
         answer = KeptAnswer(sent, facts, environ[ROUTE])
         self._answers.put(asked, answer)
         return self._for_client(asked, answer, environ), answer
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A read that was answered from what is kept, and all that it takes to answer the same once more."""
+
+    cache: ReadCache
+    asked: _Asked
+    method: str
+    if_none_match: str | None
+    accept_encoding: str | None
+
+    def at_hand(self, index: int) -> tuple[Sent, str] | None:
+        """What is answered at this index, and the route of that; None if anything is left to do for it."""
+        return self.cache.at_hand(self, index)
 
 
 class _Making:

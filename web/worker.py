@@ -11,20 +11,16 @@ import socket
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from web.patient_worker import PatientWorker
+from web.quick_worker import QuickWorker
 from web.waiting.hub import Hub
 from web.waiting.middleware import DETACHES, Detached
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
-
-class WaitingWorker(PatientWorker):
+class WaitingWorker(QuickWorker):
     """Connections that wait are not its own: they count as closed until they come back."""
 
-    wsgi: WSGIApplication
     _hub: Hub | None = None
 
     def load_wsgi(self) -> None:
@@ -63,9 +59,7 @@ class WaitingWorker(PatientWorker):
 
     def _take_back(self, conn: Any) -> None:
         self.nr_conns += 1
-        answered: Future[bool] = Future()
-        answered.set_result(True)
-        super().finish_request(conn, answered)
+        self.keep(conn)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
