@@ -337,8 +337,22 @@ class Forget(Step):
         return name
 
 
+class Accept(Step):
+    """An operator believes whatever is doubted; mostly nothing is, and that is what the answer says then."""
+
+    weight = 2
+
+    def do(self, world: World) -> str:
+        # Consul may keep back what it has, and then that is believed to be gone.
+        world.told.all_withdrawn()
+        done = world.processes.lictor.run("accept")
+        assert done.returncode in (0, 1), done.stderr
+        return "nothing" if done.returncode else "what was doubted"
+
+
 STEPS: tuple[Step, ...] = (
     Arrive(),
+    Accept(),
     Forget(),
     Leave(),
     Turn(),
