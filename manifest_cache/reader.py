@@ -14,7 +14,7 @@ from functools import cached_property
 from discovery.base import Health
 from manifest_cache.database import Database
 from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source, Tombstone
-from manifest_cache.rows import Reading, one_of
+from manifest_cache.rows import Reading, Stored, one_of
 
 # A commit whose signal is lost is noticed this much later, in seconds.
 _SIGNAL_LOST = 1.0
@@ -123,14 +123,16 @@ class Snapshot:
         """Names of modules that look like `name`, the likest first."""
         return like(name, [known for (known,) in self._reading.rows("SELECT name FROM modules")], limit)
 
-    def instances(self, names: Collection[str], *, passing: bool = False) -> dict[str, list[Instance]]:
-        """All instances of these modules, by module; only those to send traffic to if `passing`."""
-        sql, parameters = f"WHERE module {one_of(names)}", [*names]
-        if passing:
-            sql, parameters = f"{sql} AND health = ?", [*parameters, Health.PASSING.value]
-        found: dict[str, list[Instance]] = defaultdict(list)
-        for row in self._reading.objects(Instance, f"{sql} ORDER BY key", *parameters):
-            found[row.module].append(row)
+    def instances(self, names: Collection[str]) -> dict[str, list[Instance]]:
+        """All instances of these modules, by module."""
+        stored = self.stored_instances(names)
+        return defaultdict(list, {name: [row.object() for row in rows] for name, rows in stored.items()})
+
+    def stored_instances(self, names: Collection[str]) -> dict[str, list[Stored[Instance]]]:
+        """The same, for who may have seen them before."""
+        found: dict[str, list[Stored[Instance]]] = defaultdict(list)
+        for row in self._reading.stored(Instance, f"WHERE module {one_of(names)} ORDER BY key", *names):
+            found[row.value("module")].append(row)
         return found
 
     def instance_page(

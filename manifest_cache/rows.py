@@ -7,6 +7,7 @@ Its types still say how each value is read.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -36,8 +37,33 @@ class Reading:
 
     def objects(self, model: type[Row], rest: str, *parameters: object) -> Sequence[Row]:
         """The rows of a table; `rest` is what follows its name in a SELECT."""
+        return [row.object() for row in self.stored(model, rest, *parameters)]
+
+    def stored(self, model: type[Row], rest: str, *parameters: object) -> Sequence[Stored[Row]]:
+        """The same, for who may not need them as objects."""
         table = _table(model, self._dialect)
-        return [table.object(row) for row in self.rows(f"{table.select} {rest}", *parameters)]
+        return [Stored(table, row) for row in self.rows(f"{table.select} {rest}", *parameters)]
+
+
+class Stored(Generic[Row]):
+    """A row of a table as the driver gives it."""
+
+    __slots__ = ("_row", "_table")
+
+    def __init__(self, table: _Table[Row], row: Sequence[Any]) -> None:
+        self._table = table
+        self._row = row
+
+    def object(self) -> Row:
+        return self._table.object(self._row)
+
+    def value(self, attribute: str) -> Any:
+        """As the driver gives it."""
+        return self._row[self._table.places[attribute]]
+
+    def fingerprint(self) -> bytes:
+        """Another one as soon as anything of the row is other."""
+        return hashlib.blake2b(repr(self._row).encode(), digest_size=16).digest()
 
 
 def one_of(values: Collection[object]) -> str:
@@ -57,6 +83,7 @@ class _Table(Generic[Row]):
         names = ", ".join(f"{quote(table.name)}.{quote(column.name)}" for column in columns)
         self.select = f"SELECT {names} FROM {quote(table.name)}"
         self._attributes = [mapper.get_property_by_column(column).key for column in columns]
+        self.places = {attribute: number for number, attribute in enumerate(self._attributes)}
         readers = [_reader(column.type, dialect) for column in columns]
         self._readers: list[tuple[int, str, Callable[[Any], Any]]] = [
             (number, attribute, reader)
