@@ -47,10 +47,11 @@ class ServiceInstance:
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
     health: Health = Health.PASSING
+    key: InstanceKey = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> InstanceKey:
-        return InstanceKey(self.module, self.node, self.id)
+    def __post_init__(self) -> None:
+        # Made once: whoever keeps instances has them by their key.
+        object.__setattr__(self, "key", InstanceKey(self.module, self.node, self.id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ class _Known:
     written: int
 
 
+_WELL: frozenset[Health] = frozenset()
 _GRAVITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
 
 
@@ -63,7 +65,7 @@ class Mirror:
         return self._addresses.keys() | self._on_node.keys() if self._addresses else set()
 
     def instances(self) -> list[ServiceInstance]:
-        return [self._as_known(known) for found in self._known.values() for known in found.values()]
+        return [self._as_known(key) for found in self._known.values() for key in found]
 
     def catalog_answered(
         self, services: Mapping[str, Iterable[str]]
@@ -93,7 +95,8 @@ class Mirror:
         self._surveyed_at = max(self._surveyed_at, index)
         for service in (data.get("Services") or {}).values():
             written = int(service.get("ModifyIndex") or 0)
-            known = _read({"Node": data.get("Node"), "Service": service}, written)
+            siblings = self._known.get(_text(service.get("Service")), {})
+            known = _read({"Node": data.get("Node"), "Service": service}, written, _first(siblings))
             if known and self._tag in known.instance.tags and known.instance.module in self.names:
                 key = known.instance.key
                 self._known.setdefault(key.module, {})[key] = known
@@ -219,8 +222,12 @@ class Mirror:
         }
 
     def _instances_in(self, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
-        read = (_read(entry, index) for entry in entries)
-        return {known.instance.key: known for known in read if known and self._tag in known.instance.tags}
+        found: dict[InstanceKey, _Known] = {}
+        for entry in entries:
+            known = _read(entry, index, _first(found))
+            if known and self._tag in known.instance.tags:
+                found[known.instance.key] = known
+        return found
 
     def _at(self, node: str, service_id: str) -> set[InstanceKey]:
         """The instances that a check of this node and service belongs to: all of the node without one."""
@@ -231,9 +238,14 @@ class Mirror:
         read_at = self._known[key.module][key].index
         return any(read_at > self._index.get(state, 0) for state in (Health.CRITICAL, Health.WARNING))
 
-    def _as_known(self, known: _Known) -> ServiceInstance:
-        instance = replace(known.instance, health=self._health(known), address=self._address(known))
-        self._told[instance.key] = instance
+    def _as_known(self, key: InstanceKey) -> ServiceInstance:
+        known = self._known[key.module][key]
+        health, address = self._health(known), self._address(known)
+        instance = known.instance
+        # Most are as they were read, and need not be kept twice.
+        if (health, address) != (instance.health, instance.address):
+            instance = replace(instance, health=health, address=address)
+        self._told[key] = instance
         return instance
 
     def _altered(self, keys: Iterable[InstanceKey]) -> list[ServiceInstance]:
@@ -241,7 +253,7 @@ class Mirror:
         altered = []
         for key in keys:
             told = self._told.get(key)
-            instance = self._as_known(self._known[key.module][key])
+            instance = self._as_known(key)
             if instance != told:
                 altered.append(instance)
         return altered
@@ -292,21 +304,34 @@ class Mirror:
                 del self._on_node[key.node]
 
 
-def _read(entry: Any, index: int) -> _Known | None:
-    """One entry of `health/service`; None for what is no instance of a module, a sidecar proxy say."""
+def _first(found: Mapping[InstanceKey, _Known]) -> ServiceInstance | None:
+    return next((known.instance for known in found.values()), None)
+
+
+def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | None:
+    """One entry of `health/service`; None for what is no instance of a module, a sidecar proxy say.
+
+    What it has in common with a sibling, another instance of the module, is kept once.
+    """
     node, service = entry.get("Node") or {}, entry.get("Service") or {}
     if service.get("Kind"):
         return None
-    meta = {_text(name): _text(value) for name, value in (service.get("Meta") or {}).items()}
+    meta: Mapping[str, str] = {
+        _shared(name): _shared(value) for name, value in (service.get("Meta") or {}).items()
+    }
+    tags = tuple([_shared(tag) for tag in service.get("Tags") or ()])
+    if sibling is not None:
+        meta = sibling.meta if sibling.meta == meta else meta
+        tags = sibling.tags if sibling.tags == tags else tags
     instance = ServiceInstance(
-        module=_text(service.get("Service")),
+        module=_shared(service.get("Service")),
         id=_text(service.get("ID")),
-        address=_text(service.get("Address")) or _text(node.get("Address")),
+        address=_shared(service.get("Address")) or _shared(node.get("Address")),
         port=service.get("Port") or 0,
         scheme=meta.get("scheme", "http"),
-        node=_text(node.get("Node")),
-        datacenter=_text(node.get("Datacenter")),
-        tags=tuple(_text(tag) for tag in service.get("Tags") or ()),
+        node=_shared(node.get("Node")),
+        datacenter=_shared(node.get("Datacenter")),
+        tags=tags,
         meta=meta,
     )
     unwell = set()
@@ -318,7 +343,7 @@ def _read(entry: Any, index: int) -> _Known | None:
     return _Known(
         instance,
         index,
-        frozenset(unwell),
+        frozenset(unwell) if unwell else _WELL,
         inherits=not service.get("Address"),
         written=int(service.get("ModifyIndex") or 0),
     )
@@ -352,4 +377,12 @@ def _is_maintenance(check_id: str) -> bool:
 
 def _text(value: Any) -> str:
     """Text that every database takes: without NUL and without halves of surrogate pairs."""
-    return str(value or "").replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    text = str(value or "")
+    if text.isascii() and "\x00" not in text:
+        return text
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _shared(value: Any) -> str:
+    """The same of what many instances have alike, each kept once."""
+    return sys.intern(_text(value))
