@@ -23,6 +23,7 @@ from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
 from manifest_cache.leadership import Election, own_name
 from manifest_cache.metrics import STORING_SECONDS
+from manifest_cache.portions import portions
 from manifest_cache.push import PushRegistry
 from manifest_cache.registries import Registries
 from manifest_cache.settings import CacheSettings
@@ -146,8 +147,8 @@ class Term:
     async def _write_changes(self) -> None:
         while True:
             heard_at, updates = await self._next_updates()
-            if updates:
-                applied = await self._patiently("write changes", self._store.apply, updates)
+            for portion in portions(updates) if updates else ():
+                applied = await self._patiently("write changes", self._store.apply, portion)
                 STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
                 self._fetching.begin(applied.due)
