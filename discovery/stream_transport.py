@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 import ssl
 import time
@@ -120,7 +121,7 @@ class StreamTransport(httpx.AsyncBaseTransport):
                         server.port,
                         ssl=server.tls,
                         server_hostname=name,
-                        happy_eyeballs_delay=_NEXT_ADDRESS,
+                        happy_eyeballs_delay=None if _is_address(server.host) else _NEXT_ADDRESS,
                     )
         connection.set_options(server.socket_options)
         return connection
@@ -273,6 +274,15 @@ def _limited_to(what: str, limits: dict[str, float | None]) -> Iterator[None]:
         raise httpx.LocalProtocolError(str(exc)) from exc
     except h11.RemoteProtocolError as exc:
         raise httpx.RemoteProtocolError(str(exc)) from exc
+
+
+def _is_address(host: str) -> bool:
+    """Whether there is nothing to race for: asyncio's race may lose a socket when it is cancelled."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _told_apart(exc: OSError) -> OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -23,10 +23,12 @@ async def client_of(
 ) -> AsyncGenerator[tuple[httpx.AsyncClient, list[int]]]:
     """A client of a server, and the numbers of requests that each connection carried."""
     carried: list[int] = []
+    serving: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = len(carried)
         carried.append(0)
+        serving.append(asyncio.current_task())
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 carried[number] += 1
@@ -35,6 +37,8 @@ async def client_of(
             pass
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         _, port = server.sockets[0].getsockname()
@@ -42,6 +46,7 @@ async def client_of(
         transport = StreamTransport(to, max_connections=2, expiry=expiry)
         async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=limit) as client:
             yield client, carried
+        await asyncio.gather(*filter(None, serving))
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
