@@ -10,6 +10,7 @@ import functools
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from gunicorn import SERVER  # type: ignore[import-untyped]
@@ -46,6 +47,11 @@ class KnownRequest:
         self._repeat = repeat
         self._headers: Headers | None = None
         self._begin = self._middle = b""
+
+    @property
+    def asked(self) -> Hashable:
+        """The same for all that want the same answer, in whatever form."""
+        return self._repeat.asked
 
     def index(self) -> int:
         """The newest index. Raises StoreError."""

@@ -2,8 +2,8 @@
 
 Where a connection is kept, a request whose very bytes came before (`known_requests`), and whose
 answer is kept at the index that the database has now, is answered between two looks at the sockets:
-neither gunicorn's parser nor a thread sees it. Everything else goes gunicorn's way, as does what
-may take long: an answer that has to be made, a look at the index that has to wait.
+neither gunicorn's parser nor a thread sees it. Everything else goes gunicorn's way. What may take
+long, a thread does for all who need it: makes an answer, looks at the index where that means a wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,11 @@ from web.slow_readers import SLICE, SlowReaders
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+# How long, in seconds, one waits for what another one has made; then a thread makes it for each.
+_PATIENCE = 5.0
+# So many are answered before others have their turn.
+_AT_ONCE = 64
 
 
 class _Repeatable(NamedTuple):
@@ -41,6 +46,15 @@ class _Request(NamedTuple):
     content: bytes
     known: KnownRequest
     begun: float
+    # Whether it waited already for an answer to be made.
+    has_waited: bool = False
+
+
+class _Awaited(NamedTuple):
+    """Those who wait for an answer that is being made, and until when they do."""
+
+    until: float
+    requests: list[_Request]
 
 
 class QuickWorker(PatientWorker):
@@ -58,6 +72,9 @@ class QuickWorker(PatientWorker):
         self._asked = threading.local()
         self._parked: list[_Request] = []
         self._is_looking = False
+        # Answers that a thread makes, for whom it does that, and who waits for it.
+        self._makers: dict[Any, Hashable] = {}
+        self._awaited: dict[Hashable, _Awaited] = {}
         self._is_quick = False
         self._slow_readers: SlowReaders
 
@@ -69,7 +86,10 @@ class QuickWorker(PatientWorker):
 
         def remembering(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
             self._asked.environ = environ
-            return app(environ, start_response)
+            answer = app(environ, start_response)
+            # Who waits for it need not wait for the client that it is sent to.
+            self._tell_made()
+            return answer
 
         self.wsgi = remembering
 
@@ -90,14 +110,22 @@ class QuickWorker(PatientWorker):
     def handle(self, conn: Any) -> Any:
         """Runs in a thread; what it returns is the result of the future that `finish_request` gets."""
         head = self._heads.pop(conn, None)
+        self._asked.answer = self._makers.pop(conn, None)
         self._asked.environ = {}
         try:
             kept = super().handle(conn)
             repeat = self._asked.environ.get(REPEAT)
         finally:
+            self._tell_made()
             # It may hold a whole body.
             self._asked.environ = {}
         return _Repeatable(head, repeat) if kept is True and head and repeat else kept
+
+    def _tell_made(self) -> None:
+        """In a thread: has the loop go on with who waits for the answer that is made here."""
+        if self._asked.answer is not None:
+            self.method_queue.defer(self._made, self._asked.answer)
+            self._asked.answer = None
 
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:
         result = None if fs.cancelled() or fs.exception() else fs.result()
@@ -134,7 +162,7 @@ class QuickWorker(PatientWorker):
             self._park(request)
         elif (wire := known.answer(index, request.begun)) is None:
             self._take_off(conn)
-            self._as_ever(conn, content)
+            self._have_made(request)
         else:
             self._give(conn, wire)
 
@@ -209,29 +237,66 @@ class QuickWorker(PatientWorker):
     def _looked(self, parked: Sequence[_Request], look: Future[int]) -> None:
         self._is_looking = False
         # What is wrong with the database a thread tells the client.
-        index = None if look.cancelled() or look.exception() else look.result()
-        for request in parked:
-            self._answer_parked(request, index)
+        self._answer_all(parked, None if look.cancelled() or look.exception() else look.result())
         if not self._parked:
             return
         index = self._parked[0].known.index_at_once()
         if index is None:
             self._look()
+        else:
+            parked, self._parked = self._parked, []
+            self._answer_all(parked, index)
+
+    def _have_made(self, request: _Request) -> None:
+        """Leaves it to a thread to make the answer, or has it wait, once, for one that makes the same."""
+        answer = request.known.asked
+        if request.has_waited:
+            self._as_ever(request.conn, request.content)
+        elif answer in self._awaited:
+            self._awaited[answer].requests.append(request._replace(has_waited=True))
+        else:
+            self._awaited[answer] = _Awaited(time.monotonic() + _PATIENCE, [])
+            self._makers[request.conn] = answer
+            self._as_ever(request.conn, request.content)
+
+    def _made(self, answer: Hashable) -> None:
+        awaited = self._awaited.pop(answer, None)
+        if awaited is None or not awaited.requests:
             return
-        parked, self._parked = self._parked, []
-        for request in parked:
+        index = awaited.requests[0].known.index_at_once()
+        if index is not None:
+            self._answer_all(awaited.requests, index)
+            return
+        for request in awaited.requests:
+            self._park(request)
+
+    def _answer_all(self, requests: Sequence[_Request], index: int | None) -> None:
+        """Answers some, and others when all other connections had their turn."""
+        for request in requests[:_AT_ONCE]:
             self._answer_parked(request, index)
+        if len(requests) > _AT_ONCE:
+            self.method_queue.defer(self._answer_all, requests[_AT_ONCE:], index)
 
     def _answer_parked(self, request: _Request, index: int | None) -> None:
-        wire = None
-        if index is not None and self._keeps_connections():
-            wire = request.known.answer(index, request.begun)
-        if wire is None:
+        if index is None or not self._keeps_connections():
             self._as_ever(request.conn, request.content)
+        elif (wire := request.known.answer(index, request.begun)) is None:
+            self._have_made(request)
         else:
             self._go_on(request.conn, self._sent(request.conn, wire))
+
+    def _drop(self, conn: Any) -> None:
+        super()._drop(conn)
+        answer = self._makers.pop(conn, None)
+        if answer is not None:
+            self._made(answer)
 
     def murder_pending(self) -> None:
         """Called by gunicorn's loop, once each time round."""
         super().murder_pending()
         self._slow_readers.give_up_silent()
+        now = time.monotonic()
+        for answer, awaited in tuple(self._awaited.items()):
+            if now >= awaited.until:
+                del self._awaited[answer]
+                self._answer_all(awaited.requests, None)

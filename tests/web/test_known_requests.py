@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,13 +69,18 @@ def received(client: Connection) -> bytes:
     return data
 
 
-def quick(http: httpx.Client) -> float:
-    """How many reads needed no thread."""
+def reads(http: httpx.Client, outcome: str) -> float:
+    """How many there were with this outcome."""
     for family in text_string_to_metric_families(http.get("/metrics").text):
         for sample in family.samples:
-            if sample.name == "lictor_read_cache_total" and sample.labels == {"outcome": "quick"}:
+            if sample.name == "lictor_read_cache_total" and sample.labels == {"outcome": outcome}:
                 return sample.value
     return 0.0
+
+
+def quick(http: httpx.Client) -> float:
+    """How many needed no thread."""
+    return reads(http, "quick")
 
 
 @contextmanager
@@ -194,6 +200,31 @@ def test_what_was_written_before_they_came_is_in_their_answers(
         for reader in readers:
             reader.join(20)
     assert going_back == []
+
+
+def test_of_those_who_want_the_same_at_once_one_has_it_made(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(serving(tmp_path, http, database_url=database_url, bind=bind))
+        clients = [stack.enter_context(Connection(bind)) for _ in range(20)]
+        for client in clients:
+            wire(client, MODULES)
+        before = reads(http, "miss")
+        for number in range(5):
+            index = cache.announce(instance("catalog", number))
+            for client in clients:
+                client.sock.sendall(MODULES)
+            assert {client.answer().index for client in clients} == {index}
+        assert reads(http, "miss") - before == 5
+        # It may be one that is gone before it is answered.
+        index = cache.announce(instance("mailer"))
+        for number, client in enumerate(clients):
+            client.sock.sendall(MODULES)
+            if number < 5:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sock.close()
+        assert {client.answer().index for client in clients[5:]} == {index}
 
 
 def large(cache: Cache) -> bytes:
