@@ -6,7 +6,6 @@ import functools
 import gzip
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags, unquote_etag
@@ -15,8 +14,7 @@ from manifest_cache.models import Source, utc_now
 from manifest_cache.reader import Snapshot
 from web.reading import INDEX_HEADER, Facts
 from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed
-
-Headers = list[tuple[str, str]]
+from web.whole_answer import Headers, Sent
 
 # Less than this fits into one packet, packed or not.
 _WORTH_PACKING = 1024
@@ -29,14 +27,6 @@ _OVERHEAD = 2000
 _OF_BODY = ("Content-Type", "Content-Length")
 _OF_ONE_STATE = ("Content-Length", "ETag", INDEX_HEADER, STALE_HEADER, CONTACT_HEADER)
 _VARY = ("Vary", "Accept-Encoding")
-
-
-class Sent(NamedTuple):
-    """A whole answer: the line of status, the headers, the body."""
-
-    status: str
-    headers: Headers
-    body: bytes
 
 
 class KeptAnswer:
@@ -87,8 +77,8 @@ class KeptAnswer:
         heard = contact(sources)
         headers = [*self._headers, (CONTACT_HEADER, heard)] if heard else self._headers
         self._plain = Sent("200 OK", headers, self._body)
-        without_body = [line for line in headers if line[0] not in _OF_BODY]
-        self._not_modified = Sent("304 NOT MODIFIED", without_body, b"")
+        self._not_modified = _without_body(headers)
+        self._gzip_not_modified = _without_body(_weak(headers))
         self._gzip = _packed(headers, self._packed) if self._packed else None
 
     def is_too_old(self, now: float) -> bool:
@@ -103,11 +93,10 @@ class KeptAnswer:
 
     def at_hand(self, if_none_match: str | None, accept_encoding: str | None) -> Sent | None:
         """The same, but None if the body is still to be packed for it."""
+        packs = accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding)
         if if_none_match is not None and self._is_known(if_none_match):
-            return self._not_modified
-        if accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding):
-            return self._gzip
-        return self._plain
+            return self._gzip_not_modified if packs else self._not_modified
+        return self._gzip if packs else self._plain
 
     def _is_known(self, if_none_match: str) -> bool:
         return if_none_match == self._etag_line or parse_etags(if_none_match).contains_weak(self._etag)
@@ -120,10 +109,17 @@ class KeptAnswer:
 
 
 def _packed(headers: Headers, body: bytes) -> Sent:
-    """The ETag turns weak, as other bytes must not have the same strong one."""
-    other = {"ETag": "W/{}", "Content-Length": str(len(body))}
-    lines = [(name, other.get(name, "{}").format(value)) for name, value in headers]
-    return Sent("200 OK", [*lines, ("Content-Encoding", "gzip")], body)
+    lines = [line for line in _weak(headers) if line[0] != "Content-Length"]
+    return Sent("200 OK", [*lines, ("Content-Length", str(len(body))), ("Content-Encoding", "gzip")], body)
+
+
+def _weak(headers: Headers) -> Headers:
+    """With a weak ETag, as other bytes must not have the same strong one."""
+    return [(name, f"W/{value}" if name == "ETag" else value) for name, value in headers]
+
+
+def _without_body(headers: Headers) -> Sent:
+    return Sent("304 NOT MODIFIED", [line for line in headers if line[0] not in _OF_BODY], b"")
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,19 +10,20 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from manifest_cache.database import StoreError
 from manifest_cache.models import Source
 from web import backend
 from web.backend import Backend
 from web.errors import Problem
-from web.kept_answer import KeptAnswer, Sent
+from web.kept_answer import KeptAnswer
 from web.metrics import READ_CACHE
 from web.observation import ROUTE
 from web.reading import FACTS
+from web.whole_answer import Sent, whole_answer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -181,7 +182,7 @@ class ReadCache:
         # Whole, whatever this client knows of it: the next one may not.
         whole = {**environ, "REQUEST_METHOD": "GET"}
         whole.pop("HTTP_IF_NONE_MATCH", None)
-        sent = _sent(self._app, whole)
+        sent = whole_answer(self._app, whole)
         facts = whole.get(FACTS)
         environ[ROUTE] = whole.get(ROUTE, "none")
         if facts is None or not sent.status.startswith("200 "):
@@ -227,22 +228,6 @@ def _asked(environ: WSGIEnvironment) -> _Asked | None:
     ):
         return None
     return _Asked(path, query, accept)
-
-
-def _sent(app: WSGIApplication, environ: WSGIEnvironment) -> Sent:
-    said: list[Any] = []
-
-    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., object]:
-        said[:] = [status, headers]
-        return lambda data: None
-
-    body = app(environ, start)
-    try:
-        content = b"".join(body)
-    finally:
-        if hasattr(body, "close"):
-            body.close()
-    return Sent(said[0], said[1], content)
 
 
 class _Answers:

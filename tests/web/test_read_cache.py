@@ -150,8 +150,13 @@ def test_bodies_are_packed_for_those_who_accept_it(cache: Cache, client: FlaskCl
     assert plain.headers["Vary"] == packed.headers["Vary"] == "Accept-Encoding"
     assert packed.headers["ETag"] == f"W/{plain.headers['ETag']}"
     for answer in (plain, packed):
-        known = client.get(f"{API}/modules", headers={"If-None-Match": answer.headers["ETag"]})
-        assert (known.status_code, known.headers["Vary"]) == (304, "Accept-Encoding")
+        for accepted in ({}, {"Accept-Encoding": "gzip"}):
+            known = client.get(
+                f"{API}/modules", headers={"If-None-Match": answer.headers["ETag"], **accepted}
+            )
+            assert (known.status_code, known.headers["Vary"]) == (304, "Accept-Encoding")
+            # That of the body which it stands for.
+            assert known.headers["ETag"] == (packed if accepted else plain).headers["ETag"]
     short = client.get(f"{API}/modules?limit=1", headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in short.headers
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from web.reading import INDEX_HEADER
+from web.whole_answer import Headers, whole_answer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
-
-Headers = list[tuple[str, str]]
 
 _WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
@@ -72,19 +71,7 @@ def head(protocol: Protocol, status: str, headers: Iterable[tuple[str, str]]) ->
 
 def ask(app: WSGIApplication, environ: Mapping[str, Any]) -> Answer:
     """The application's answer; the environ stays as it is."""
-    said: list[Any] = []
-
-    def start(status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], object]:
-        said[:] = [status, headers]
-        return lambda data: None
-
-    body = app(dict(environ), start)
-    try:
-        content = b"".join(body)
-    finally:
-        if hasattr(body, "close"):
-            body.close()
-    status, headers = said
+    status, headers, content = whole_answer(app, dict(environ))
     code = int(status[:3])
     index = next((int(value) for name, value in headers if name == INDEX_HEADER), None)
     if environ["REQUEST_METHOD"] == "HEAD" or code in _WITHOUT_BODY:
