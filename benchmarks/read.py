@@ -196,9 +196,13 @@ def rows_beside_the_floor(lictor: str, floor: str) -> Iterator[Row]:
 
 def rows_beside_consul(lictor: str, consul: str) -> Iterator[Row]:
     everything = Target(lictor, f"{API}/modules?limit=1000")
+    # Consul's answer tells of each service its name and its tags, no more.
+    no_more = Target(lictor, f"{API}/modules?limit=1000&fields=name,tags")
     one = Target(lictor, f"{API}/modules/module-0007")
     cached = Target(consul, "/v1/health/service/module-0007?cached")
-    yield Row("all modules : /v1/catalog/services", everything, Target(consul, "/v1/catalog/services"))
+    catalog = Target(consul, "/v1/catalog/services")
+    yield Row("all modules : /v1/catalog/services", everything, catalog)
+    yield Row("names and tags of all modules, as it tells : /v1/catalog/services", no_more, catalog)
     yield Row("one module : /v1/health/service/X?cached", one, cached)
 
 
