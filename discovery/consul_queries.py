@@ -25,11 +25,15 @@ logger = logging.getLogger(__name__)
 _TRIES = 5
 # A server may ask for a pause of any length: it is asked again no later than this, in seconds.
 _LONGEST_PAUSE = 30.0
-# Between two queries of one watch, in seconds: a burst of changes is answered together.
-_FLOOR = 0.025
+# Between two queries of one watch, in seconds: what changes together is answered together.
+_SHORTEST_FLOOR = 0.001
 _LONGEST_FLOOR = 2.0
+# Whatever else the process is busy with delays no watch by more than this, in seconds.
+_LONGEST_FOR_WORK = 0.1
+# From one query to the next, in seconds, where its answer told no news.
+_NO_NEWS = 0.025
 # What one watch may bring in while its answers come without a pause, in bytes per second.
-_INFLOW = 4_000_000
+_INFLOW = 10_000_000
 
 
 class IndexWentBack(Exception):
@@ -172,15 +176,18 @@ class Queries:
 
 
 class BlockingQuery:
-    """One path that is watched; what is known of its index outlasts whoever asks."""
+    """One path that is watched; what is known of its index outlasts whoever asks.
 
-    def __init__(self, queries: Queries, path: str, wait: float) -> None:
+    `spacing` is the least time from one query to the next, in seconds.
+    """
+
+    def __init__(self, queries: Queries, path: str, wait: float, *, spacing: float = 0.0) -> None:
         self.path = path
         self.index = 0
         self.answered = 0
         self._queries = queries
         self._wait = wait
-        self._floor = Floor()
+        self._floor = Floor(spacing)
         self._waits = False
 
     def start_from(self, index: int) -> None:
@@ -194,6 +201,7 @@ class BlockingQuery:
         Raises IndexWentBack.
         """
         waits, self._waits = self._waits, False
+        used = time.process_time()
         while True:
             asked = time.monotonic()
             # Jitter: watches that began together do not all come back together.
@@ -206,7 +214,9 @@ class BlockingQuery:
             self.index, waits = max(answer.index, 1), True
             self.answered += 1
             yield answer, moved
-            await asyncio.sleep(self._floor.after(time.monotonic() - asked, answer.size))
+            used_before, used = used, time.process_time()
+            took, busy = time.monotonic() - asked, used - used_before
+            await asyncio.sleep(self._floor.after(took, busy=busy, size=answer.size, moved=moved))
 
     async def _confirmed(self) -> Answer:
         """The leader's answer to what a server that may only be behind answered."""
@@ -219,20 +229,25 @@ class BlockingQuery:
 class Floor:
     """The pause between two queries of one watch.
 
-    While answers come without a break it grows, the further the larger they are, so that changes
-    are taken together rather than fallen behind of; in quiet it shrinks again.
+    After quiet there is next to none. While answers come without a break it makes up for what the
+    last round cost: so that its work takes no more than half of a core, and no more than a few
+    megabytes a second come in. Changes are then taken together rather than fallen behind of.
+    `spacing` is the least time from one query to the next, in seconds.
     """
 
-    def __init__(self) -> None:
-        self._pause = _FLOOR
+    def __init__(self, spacing: float = 0.0) -> None:
+        self._spacing = spacing
 
-    def after(self, held: float, size: int) -> float:
-        """The pause after an answer of `size` bytes that came `held` seconds after it was asked for."""
-        if held > 4 * self._pause:
-            self._pause = max(_FLOOR, self._pause / 2)
-        else:
-            self._pause = min(self._pause * 2, _FLOOR + size / _INFLOW, _LONGEST_FLOOR)
-        return self._pause
+    def after(self, took: float, *, busy: float, size: int, moved: bool = True) -> float:
+        """The pause after an answer of `size` bytes that was asked for and taken in `took` seconds.
+
+        `busy` is how long a processor has worked for the process since the answer before it, `moved`
+        whether the index is another than that one's.
+        """
+        spacing = self._spacing if moved else max(self._spacing, _NO_NEWS)
+        at_work = min(2 * busy - took, _LONGEST_FOR_WORK)
+        pause = max(_SHORTEST_FLOOR, at_work, spacing - took, size / _INFLOW - took)
+        return min(pause, _LONGEST_FLOOR)
 
 
 def service_path(name: str) -> str:

@@ -26,6 +26,9 @@ CONNECTIONS = 5
 """To Consul, at the most: one for each blocking query, and one for all that is read."""
 
 _SIGN_OF_LIFE = 5.0
+# Consul takes ten times as long to name all services or nodes as to name the checks that are unwell:
+# from one query to the next, in seconds.
+_SPACING = 0.025
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
 # So long at the most, in seconds, a search waits for the next after a long one.
@@ -76,10 +79,11 @@ class Session:
         def of_state(query: BlockingQuery, state: Health) -> Watched:
             return Watched(query, partial(self._take_state, state), partial(mirror.differs_in_checks, state))
 
-        warning, critical, services, nodes = (
-            BlockingQuery(self._queries, f"/v1/{path}", wait)
-            for path in ("health/state/warning", "health/state/critical", "catalog/services", "catalog/nodes")
-        )
+        def query(path: str, *, spacing: float = 0.0) -> BlockingQuery:
+            return BlockingQuery(self._queries, f"/v1/{path}", wait, spacing=spacing)
+
+        warning, critical = query("health/state/warning"), query("health/state/critical")
+        services, nodes = (query(path, spacing=_SPACING) for path in ("catalog/services", "catalog/nodes"))
         return {
             "critical": of_state(critical, Health.CRITICAL),
             "warning": of_state(warning, Health.WARNING),

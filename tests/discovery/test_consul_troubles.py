@@ -295,13 +295,20 @@ def test_queries_are_counted_by_kind(consul: RunningConsul) -> None:
         eventually(lambda: all(asked(kind) > before[kind] for kind in kinds))
 
 
-def test_the_floor_grows_while_answers_follow_each_other_and_shrinks_again() -> None:
+def test_after_quiet_there_is_next_to_no_floor() -> None:
+    assert Floor().after(60, busy=0.6, size=21_000) < 0.005
+    assert Floor(spacing=0.025).after(60, busy=0.6, size=4_000_000) < 0.005
+
+
+def test_the_floor_makes_up_for_what_a_round_cost() -> None:
     floor = Floor()
-    quiet = floor.after(held=60, size=4_000_000)
-    grown = [floor.after(held=0.001, size=4_000_000) for _ in range(20)]
-    assert grown == sorted(grown)
-    assert 1 <= grown[-1] <= 2
-    for _ in range(20):
-        shrunk = floor.after(held=60, size=4_000_000)
-    assert shrunk == quiet
-    assert floor.after(held=0.001, size=100) <= 2 * quiet, "small answers need no pause"
+    assert floor.after(0.020, busy=0.006, size=100) < 0.005, "it was idle for more than half of the time"
+    assert floor.after(0.006, busy=0.006, size=100) == pytest.approx(0.006)
+    assert floor.after(0.010, busy=0.002, size=1_000_000) == pytest.approx(0.09)
+    assert 1 <= floor.after(0.001, busy=0.03, size=100_000_000) <= 2, "however large an answer is"
+    assert floor.after(10, busy=15, size=100) <= 0.1, "whatever else the process does"
+
+
+def test_the_floor_keeps_its_spacing() -> None:
+    assert Floor(spacing=0.025).after(0.005, busy=0.001, size=100) == pytest.approx(0.02)
+    assert Floor().after(0.001, busy=0.0001, size=100, moved=False) >= 0.02, "nothing is news"
