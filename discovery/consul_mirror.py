@@ -212,6 +212,11 @@ class Mirror:
         """Whether an answer of `health/service/NAME` at this index is older than what is known of it."""
         return any(known.index > index for known in self._known.get(name, {}).values())
 
+    def written_last(self, name: str) -> tuple[int, str]:
+        """The index at which an instance of a module was registered last, and the node; (0, "") for none."""
+        found = self._known.get(name, {}).items()
+        return max(((known.written, key.node) for key, known in found), default=(0, ""))
+
     def reading(self, name: str) -> object:
         """What the last answer of `health/service/NAME` made known: another object after each."""
         return self._known.get(name)

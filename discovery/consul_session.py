@@ -34,6 +34,7 @@ _SETTLE = 0.05
 # So long at the most, in seconds, a search waits for the next after a long one.
 _LONGEST_REST = 1.0
 _LIVELIEST = 3
+_REMEMBERED = 1000
 # More places than this take longer to look through than all checks of a cluster.
 _MANY = 250
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
@@ -64,8 +65,10 @@ class Session:
         self._unnamed = False
         self._first_pass: set[str] | None = None
         self._doubtful: set[str] = set()
-        self._reading = 0
-        self._lively: dict[str, None] = {}
+        self._lively: dict[Place, None] = {}
+        self._services_index = 0
+        self._to_find: int | None = None
+        self._found = False
         self._told_all = False
         self._told_at = 0.0
         self._told_doubt: str | None = None
@@ -130,6 +133,7 @@ class Session:
         watches = {name: watched.query for name, watched in self._watches.items()}
         if await Survey(self._queries, self._mirror, watches, CONNECTIONS).make():
             self._first_pass = self._mirror.unread
+            self._services_index = watches["services"].index
             self._to_read.first(map(Service, self._first_pass))
             await self._tell(())
 
@@ -169,9 +173,17 @@ class Session:
             if not (renamed or gone):
                 self._unnamed = True
                 # Where most changed lately it is looked at once, whatever search is under way.
-                self._to_read.first(map(Node, self._nodes_by_liveliness()[:_LIVELIEST]))
-            self._moved.set()
+                self._to_read.first(self._liveliest())
+            self._move(answer.index)
         await self._tell((), [key for keys in gone.values() for key in keys])
+
+    def _move(self, index: int) -> None:
+        """Has searched for what is behind an index of `catalog/services`."""
+        # If the index was the next one, what was written at it is most likely all there is.
+        follows = index == self._services_index + 1 and not self._moved.is_set()
+        self._to_find, self._found = (index if follows else None), False
+        self._services_index = index
+        self._moved.set()
 
     # What is read
 
@@ -179,14 +191,16 @@ class Session:
         """Looks for what else may be behind an index that moved, see `_look_through`."""
         while True:
             await self._moved.wait()
+            await self._to_read.calm()
             self._moved.clear()
             unnamed, self._unnamed = self._unnamed, False
-            if not unnamed:
+            found = self._found
+            if found or not unnamed:
                 await asyncio.sleep(_SETTLE)
             begun = time.monotonic()
             self._searching = True
             try:
-                await self._look_through(unnamed)
+                await self._look_through(unnamed=unnamed, found=found)
                 await self._to_read.calm()
             except Stalled:
                 self._unnamed |= unnamed
@@ -197,8 +211,11 @@ class Session:
             # Of a cluster that churns no more than two thirds of the time go into searching.
             await asyncio.sleep(min((time.monotonic() - begun) / 2, _LONGEST_REST))
 
-    async def _look_through(self, unnamed: bool) -> None:
-        """Has read again whatever may have changed; `unnamed` if nothing at all is named yet.
+    async def _look_through(self, *, unnamed: bool, found: bool) -> None:
+        """Has read again whatever may have changed.
+
+        `unnamed` if the names and their tags tell nothing of it, `found` if it has been read already,
+        so that there is nothing else but what was written together with it.
 
         A registration that changed need not show in the names and their tags. What is on a node
         shows by its indexes which services were written, so the nodes are looked through, those
@@ -211,43 +228,57 @@ class Session:
         places: list[Place] = [Node(name) for name in nodes]
         if not places or len(places) > len(self._mirror.names):
             places = [Service(name) for name in self._mirror.names]
-        if len(places) > _MANY:
+        if len(places) > _MANY and not found:
             answer = await self._queries.read("/v1/health/state/any")
             rewritten = self._mirror.all_checks_answered(answer.data)
             self._to_read.first(map(Service, rewritten))
             unnamed = unnamed and not rewritten
-        if unnamed:
+        if unnamed and not found:
             self._to_read.then(places)
         else:
             self._to_read.in_passing(places)
 
     def _nodes_by_liveliness(self) -> list[str]:
         nodes = self._mirror.nodes
-        return list(dict.fromkeys([*(node for node in reversed(self._lively) if node in nodes), *nodes]))
+        lively = (place.name for place in reversed(self._lively) if isinstance(place, Node))
+        return list(dict.fromkeys([*(name for name in lively if name in nodes), *nodes]))
+
+    def _liveliest(self) -> list[Place]:
+        """Where it is likeliest that something changed: what changed last, and where."""
+        names = (place.name for place in reversed(self._lively) if isinstance(place, Service))
+        services = [name for name in names if name in self._mirror.names][:_LIVELIEST]
+        return [*map(Service, services), *map(Node, self._nodes_by_liveliness()[:_LIVELIEST])]
+
+    def _note_lively(self, *places: Place) -> None:
+        for place in places:
+            self._lively.pop(place, None)
+            self._lively[place] = None
+        for place in list(self._lively)[:-_REMEMBERED]:
+            del self._lively[place]
 
     @property
     def _is_settled(self) -> bool:
         """Whether all that follows from what the watches said has been read."""
-        return not (self._moved.is_set() or self._searching or self._to_read or self._reading)
+        return not (self._moved.is_set() or self._searching or self._to_read)
 
     async def _read_places(self) -> None:
         while True:
             place = await self._to_read.take()
-            path = service_path(place.name) if isinstance(place, Service) else node_path(place.name)
-            self._reading += 1
             try:
-                answer = await self._queries.read(path)
-                if isinstance(place, Service):
-                    await self._resolve(answer)
+                await self._read_place(place)
             except Stalled:
                 self._to_read.first([place])
                 raise
             finally:
-                self._reading -= 1
-            if isinstance(place, Service):
-                await self._take_service(place.name, answer)
-            else:
-                self._take_node(place.name, answer)
+                self._to_read.done()
+
+    async def _read_place(self, place: Place) -> None:
+        if isinstance(place, Node):
+            self._take_node(place.name, await self._queries.read(node_path(place.name)))
+            return
+        answer = await self._queries.read(service_path(place.name))
+        await self._resolve(answer)
+        await self._take_service(place.name, answer)
 
     async def _resolve(self, answer: Answer) -> None:
         """Looks anew at states that say other than a service does.
@@ -263,8 +294,7 @@ class Session:
         services = (answer.data or {}).get("Services") or {}
         changed = self._mirror.differing_on_node(name, services.values())
         if changed:
-            self._lively.pop(name, None)
-            self._lively[name] = None
+            self._note_lively(Node(name))
         self._to_read.first(map(Service, changed))
 
     async def _take_service(self, name: str, answer: Answer) -> None:
@@ -275,9 +305,15 @@ class Session:
             self._doubtful.add(name)
         else:
             self._doubtful.discard(name)
+        before = self._mirror.written_last(name)
         altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
         if self._first_pass is not None:
             self._first_pass.discard(name)
+        written, node = self._mirror.written_last(name)
+        if gone or (written, node) != before:
+            self._note_lively(*(Node(key.node) for key in gone), Node(node), Service(name))
+        if self._to_find is not None and (gone or written == self._to_find):
+            self._found = True
         await self._tell(altered, gone)
 
     # What is asked besides

@@ -35,7 +35,7 @@ class ToRead:
     """Places that are to be read: each once, those likeliest to have changed first.
 
     What is to be read in passing only is given out slowly, so that it costs little however many
-    changes come one after the other.
+    changes come one after the other. Whoever took a place says when it is `done`.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class ToRead:
         self._then: dict[Place, None] = {}
         self._in_passing: dict[Place, None] = {}
         self._next_in_passing = 0.0
+        self._taken = 0
         self._filled = asyncio.Event()
         self._calm = asyncio.Event()
 
@@ -59,13 +60,18 @@ class ToRead:
         self._filled.set()
 
     def __bool__(self) -> bool:
-        return bool(self._first or self._then or self._in_passing)
+        return bool(self._first or self._then or self._in_passing or self._taken)
 
     async def calm(self) -> None:
-        """Returns once nothing is left but what is read in passing."""
-        while self._first or self._then:
+        """Returns once all is done but what is read in passing."""
+        while self._first or self._then or self._taken:
             self._calm.clear()
             await self._calm.wait()
+
+    def done(self) -> None:
+        """What was taken has been read, and what followed from it is known."""
+        self._taken -= 1
+        self._calm.set()
 
     async def take(self) -> Place:
         while True:
@@ -84,6 +90,5 @@ class ToRead:
         """It is read now, so whatever else it was to be read for is done with that."""
         for waiting in (self._first, self._then, self._in_passing):
             waiting.pop(place, None)
-        if not (self._first or self._then):
-            self._calm.set()
+        self._taken += 1
         return place

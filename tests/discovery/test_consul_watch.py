@@ -363,6 +363,24 @@ def test_a_second_instance_on_a_node_that_is_new(client: ConsulClient, watching:
         client.send(gone_from_catalog(f"{name}-{number}"))
 
 
+def test_what_changed_last_is_looked_at_first(consul_server: Callable[..., ConsulServer], name: str) -> None:
+    server = consul_server()
+    with server.client() as client, ConsulProxy(server.http_addr) as proxy:
+        for number in range(60):
+            client.send(catalog(f"{name}-{number}", f"node-{number % 30}"))
+        with Watching(ConsulWatcher(proxy.config())) as watching:
+            eventually(lambda: watching.updates)
+            client.send(catalog(name, "node-7", f"{name}-first"))
+            eventually(lambda: watching.of(name))
+            asked = len(proxy.requests)
+            client.send(catalog(name, "node-20", f"{name}-second"))
+            eventually(lambda: f"{name}-second" in watching.of(name))
+            reads = [request.path for request in proxy.requests[asked:] if not request.blocks]
+            services = [path for path in reads if path.startswith("/v1/health/service/")]
+            assert services[0] == f"/v1/health/service/{name}"
+            assert len(set(services)) <= 3, "no others are read but those that changed"
+
+
 def test_a_check_is_taken_away(client: ConsulClient, watching: Watching, name: str) -> None:
     node = f"{name}-node"
     client.send(catalog(name, node))
