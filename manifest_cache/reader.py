@@ -91,12 +91,13 @@ class Snapshot:
         """Those of the modules that are there."""
         return self._reading.objects(Module, f"WHERE name {one_of(names)}", *names)
 
-    def changed_modules(self, after: int) -> dict[str, int]:
-        """The modules that events after this index tell of, with the index of the last one."""
+    def last_changes(self, after: int) -> dict[str | None, int]:
+        """The modules that events after this index tell of, with the index of the last one.
+
+        None stands for all that tell of none.
+        """
         rows = self._reading.rows(
-            'SELECT module, max("index") FROM events '
-            'WHERE "index" > ? AND module IS NOT NULL GROUP BY module',
-            after,
+            'SELECT module, max("index") FROM events WHERE "index" > ? GROUP BY module', after
         )
         return dict(rows)
 

@@ -14,6 +14,7 @@ from manifest_cache.database import Database, StoreUnavailable
 from manifest_cache.push import PushRegistry
 from manifest_cache.reader import Reader, Snapshot
 from manifest_cache.store import Store
+from web.changes import Changes
 from web.module_parts import ModuleParts
 from web.push_guard import PushGuard
 from web.settings import Settings
@@ -34,7 +35,8 @@ class Backend:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.push_guard = PushGuard(settings)
-        self.module_parts = ModuleParts(settings.read_cache_bytes)
+        self.changes = Changes()
+        self.module_parts = ModuleParts(settings.read_cache_bytes, self.changes)
         self._lock = threading.Lock()
         self._database: Database | None = None
         self._owner = 0

@@ -6,13 +6,15 @@ import functools
 import gzip
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from werkzeug.datastructures import Accept
-from werkzeug.http import parse_accept_header, parse_etags, unquote_etag
+from werkzeug.http import parse_accept_header, parse_etags, quote_etag, unquote_etag
 
 from manifest_cache.models import Source, utc_now
 from manifest_cache.reader import Snapshot
-from web.reading import INDEX_HEADER, Facts
+from web.changes import Changes
+from web.reading import INDEX_HEADER, Facts, at_index
 from web.staleness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed
 from web.whole_answer import Headers, Sent
 
@@ -43,7 +45,7 @@ class KeptAnswer:
         self.source_names = [source.name for source in facts.sources]
         self.expires = now + _LAST_SEEN_FOR if facts.tells_last_seen else float("inf")
         self._max_stale = facts.max_stale
-        self._again = facts.again
+        self._facts = facts
         self._body = sent.body
         self._packed: bytes | None = None
         self._etag_line = next(value for name, value in sent.headers if name == "ETag")
@@ -61,11 +63,24 @@ class KeptAnswer:
 
         Raises Problem where there is none any more.
         """
-        if self._again is None:
+        if self._facts.again is None:
             return None
-        made = self._again(snapshot)
+        made = self._facts.again(snapshot)
         same = [line for line in self._headers if line != _VARY and line[0] not in _OF_ONE_STATE]
         return KeptAnswer(Sent("200 OK", [*same, *made.headers], made.body), made.facts, self.route)
+
+    def renewed(self, changes: Changes) -> KeptAnswer | None:
+        """The same answer at a later index, if nothing happened since that it would tell of."""
+        about = self._facts.about
+        if about is None or (index := changes.same_until(self.index, (None, *about))) == self.index:
+            return None
+        body = at_index(self._body, self.index, index)
+        other = {"Content-Length": str(len(body)), "ETag": quote_etag(str(index)), INDEX_HEADER: str(index)}
+        headers = [(name, other.get(name, value)) for name, value in self._headers if (name, value) != _VARY]
+        facts = replace(self._facts, index=index, sources=self._sources)
+        answer = KeptAnswer(Sent("200 OK", headers, body), facts, self.route)
+        answer.expires, answer._refresh_at = self.expires, self._refresh_at
+        return answer
 
     def needs_refresh(self, now: float) -> bool:
         return now >= self._refresh_at
@@ -73,6 +88,7 @@ class KeptAnswer:
     def refresh(self, sources: Sequence[Source], now: float) -> None:
         """Takes over when its sources were last confirmed."""
         self._refresh_at = now + _CONTACT_FOR
+        self._sources = sources
         self._oldest = longest_unconfirmed(sources)
         heard = contact(sources)
         headers = [*self._headers, (CONTACT_HEADER, heard)] if heard else self._headers

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from manifest_cache import models
 from manifest_cache.reader import Snapshot
+from web.changes import Changes
 from web.instance_texts import InstanceTexts, filled_in
 from web.response_schemas import Module
 
@@ -63,21 +64,20 @@ class _Part(NamedTuple):
 class ModuleParts:
     """Texts of modules within a bound of bytes: those go first that were not wanted for the longest time."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, changes: Changes) -> None:
         self._limit = limit
+        self._changes = changes
         self._instances = InstanceTexts(limit // 4)
         self._lock = threading.Lock()
         self._parts: OrderedDict[tuple[str, Shape], _Part] = OrderedDict()
         self._size = 0
-        self._changed: dict[str, int] = {}
-        self._known_to = -1
 
     def texts(
         self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()
     ) -> bytes:
         """The texts of these modules, separated by commas; `rows` are theirs, where they are at hand."""
+        self._changes.follow(snapshot)
         with self._lock:
-            self._follow(snapshot)
             now, heard = time.monotonic(), tuple(source.last_contact for source in snapshot.sources)
             kept = ((name, self._part(name, shape, snapshot)) for name in names)
             found = {name: part.text for name, part in kept if part and part.is_of(heard, now)}
@@ -94,22 +94,11 @@ class ModuleParts:
             self._keep(made)
         return filled_in(b",".join(found[name] for name in names if name in found), snapshot.sources)
 
-    def _follow(self, snapshot: Snapshot) -> None:
-        """Learns which modules changed until now."""
-        if snapshot.index > self._known_to:
-            if self._known_to < snapshot.retained_after:
-                self._parts.clear()
-                self._size = 0
-            else:
-                self._changed |= snapshot.changed_modules(self._known_to)
-            self._known_to = snapshot.index
-
     def _part(self, name: str, shape: Shape, snapshot: Snapshot) -> _Part | None:
         part = self._parts.get((name, shape))
-        # An index below what is known is that of a snapshot of before, or the database was put back.
-        if part is None or snapshot.index < self._known_to:
-            return None
-        if self._changed.get(name, -1) > part.made_at:
+        # One that is true at a later index too is left: the snapshot is of before, or of a database that
+        # was put back.
+        if part is None or self._changes.same_until(part.made_at, [name]) != snapshot.index:
             return None
         self._parts.move_to_end((name, shape))
         return part

@@ -140,42 +140,51 @@ class ReadCache:
             mine = _Making()
             making = self._making.setdefault(asked, mine)
             if making is mine:
-                return self._make(mine, asked, environ)
+                return self._make(mine, asked, index, environ)
             if not making.done.wait(_PATIENCE) or making.answer is None:
-                return self._made_now(asked, environ)[0]
+                return self._made_now(asked, index, environ)[0]
             # Not yet if it was begun before this request came in, and something changed in between.
             if making.answer.index >= index:
                 _HIT.inc()
                 return self._for_client(asked, making.answer, environ)
 
-    def _make(self, making: _Making, asked: _Asked, environ: WSGIEnvironment) -> Sent:
+    def _make(self, making: _Making, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent:
         try:
-            sent, making.answer = self._made_now(asked, environ)
+            sent, making.answer = self._made_now(asked, index, environ)
             return sent
         finally:
             del self._making[asked]
             making.done.set()
 
-    def _made_now(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
+    def _made_now(
+        self, asked: _Asked, index: int, environ: WSGIEnvironment
+    ) -> tuple[Sent, KeptAnswer | None]:
         """What is sent, and the answer that is kept of it, if it is one. Raises StoreError."""
         _MISS.inc()
-        answer = self._made_again(asked)
+        before = self._answers.get(asked)
+        answer = before and self._made_from(before, index)
         if answer is None:
             return self._from_app(asked, environ)
         self._answers.put(asked, answer)
         return self._for_client(asked, answer, environ), answer
 
-    def _made_again(self, asked: _Asked) -> KeptAnswer | None:
-        """Made from what is known of the answer before: the application takes several times as long."""
-        before = self._answers.get(asked)
-        if before is None:
-            return None
+    def _made_from(self, before: KeptAnswer, index: int) -> KeptAnswer | None:
+        """Made of what is known of the answer before: the application takes several times as long."""
+        changes = self._backend.changes
+        if changes.reach(index) and (answer := self._renewed(before, index)):
+            return answer
         try:
             with self._backend.snapshot() as snapshot:
-                return before.made_again(snapshot)
+                changes.follow(snapshot)
+                return self._renewed(before, index) or before.made_again(snapshot)
         except Problem:
             # The application knows how to tell.
             return None
+
+    def _renewed(self, before: KeptAnswer, index: int) -> KeptAnswer | None:
+        """The answer before, if what changed until this index or a later one is nothing to it."""
+        answer = before.renewed(self._backend.changes)
+        return answer if answer is not None and self._holds(answer, index) else None
 
     def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
         """What the application sends, and the answer that is kept of it, if it is one."""

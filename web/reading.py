@@ -7,7 +7,7 @@ import binascii
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from flask import Response
 from werkzeug.datastructures import ETags
@@ -42,7 +42,8 @@ class Facts:
 
     `sources` feed it, `max_stale` is how many seconds ago each must have been confirmed at the
     most. An answer that `tells_last_seen` grows old by itself. `again` makes it from another state
-    without the request; where that cannot be, it is None.
+    without the request; where that cannot be, it is None. Where `about` is given it tells of these
+    modules alone, and stays but for its index while none of them changes.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Facts:
     max_stale: float | None
     tells_last_seen: bool
     again: Again | None
+    about: frozenset[str] | None
 
 
 class Made(NamedTuple):
@@ -77,6 +79,7 @@ class Read:
         self.snapshot = snapshot
         self.parts = parts
         self.tells_last_seen = False
+        self.about: frozenset[str] | None = None
         self._max_stale = max_stale
         self._known = known
         self._etag = str(snapshot.index)
@@ -133,7 +136,9 @@ class Read:
         return Made(headers, body, self.facts(again))
 
     def facts(self, again: Again | None) -> Facts:
-        return Facts(self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen, again)
+        return Facts(
+            self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen, again, self.about
+        )
 
     def headers(self) -> dict[str, str]:
         headers = {INDEX_HEADER: str(self.snapshot.index)}
@@ -147,6 +152,22 @@ class Read:
         """The problem, with the state that it was found in: a stale cache may be why something is unknown."""
         problem.headers.update(self.headers())
         return problem
+
+
+def list_of(items: bytes, index: int, **members: Any) -> bytes:
+    """A list of texts, and what else its answer has."""
+    others = json.dumps(members, separators=(",", ":")).encode()[1:-1]
+    return b'{"items":[' + items + b"]," + others + b"," + _index_member(index)
+
+
+def at_index(body: bytes, before: int, index: int) -> bytes:
+    """What `list_of` made at one index, or a document without an index, as it is at another one."""
+    member = _index_member(before)
+    return body.removesuffix(member) + _index_member(index) if body.endswith(b"," + member) else body
+
+
+def _index_member(index: int) -> bytes:
+    return f'"index":{index}}}'.encode()
 
 
 def page(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], Row | None]:

@@ -236,3 +236,30 @@ def test_no_read_misses_what_was_known_before_it_began(
     # Whoever made it, an answer to one question at one index is one and the same.
     assert len({key for key, _ in seen}) == len(seen)
     assert len(seen) > 10
+
+
+@BOTH
+def test_what_nothing_happened_to_is_given_at_the_new_index(
+    cache: Cache, make_app: Callable[..., Flask]
+) -> None:
+    keeping, making = (make_app(read_cache_bytes=limit).test_client() for limit in (2**26, 0))
+    paths = [
+        "/modules/financial",
+        "/modules/lookup?name=financial,fresh&include=instances",
+        "/modules/lookup?name=financial&fields=name",
+    ]
+    cache.announce(instance("financial"))
+    for change in (
+        lambda: cache.announce(instance("mailer")),
+        lambda: cache.announce(*(instance("mailer", number) for number in range(2, 9))),
+        lambda: cache.announce(instance("fresh")),
+        lambda: cache.lose(),
+        lambda: cache.drop_events(),
+        lambda: cache.announce(instance("mailer", health=Health.WARNING)),
+        lambda: cache.announce(instance("financial", health=Health.WARNING)),
+    ):
+        change()
+        for path in paths:
+            answer = said(keeping, "GET", path, {})
+            assert answer == said(making, "GET", path, {})
+            assert dict(answer[1])["X-Lictor-Index"] == str(cache.index())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from flask import Blueprint
 
@@ -13,7 +11,7 @@ from manifest_cache.reader import ModuleFilter
 from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
 from web.module_parts import Shape
 from web.operation import read
-from web.reading import Read, broken_cursor, cursor_behind, page, place_behind
+from web.reading import Read, broken_cursor, cursor_behind, list_of, page, place_behind
 from web.request_schemas import (
     AS_ITS_SCHEMA,
     InstancesQuery,
@@ -56,7 +54,7 @@ def list_modules(read: Read, query: ModulesQuery) -> bytes:
     wanted = ModuleFilter(status=query.status, tag=query.tag, datacenter=query.datacenter, q=query.q)
     found = read.snapshot.module_names(wanted, limit=query.limit + 1, after=after)
     names, last = page(found, query.limit)
-    return _list(
+    return list_of(
         _texts(read, names, Shape.of(query.fields, query.include)),
         next=cursor_behind("modules", last) if last is not None else None,
         index=read.snapshot.index,
@@ -78,7 +76,8 @@ def look_up_modules(read: Read, query: LookupQuery) -> bytes:
     read.unless_known(modules=rows)
     known = {row.name for row in rows}
     found = [name for name in asked if name in known]
-    return _list(
+    read.about = frozenset(asked)
+    return list_of(
         _texts(read, found, Shape.of(query.fields, query.include), rows),
         unknown=[name for name in asked if name not in known],
         index=read.snapshot.index,
@@ -97,6 +96,7 @@ def look_up_modules(read: Read, query: LookupQuery) -> bytes:
 def show_module(read: Read, name: str, query: ModuleQuery) -> bytes:
     module = known_module(read, name)
     read.unless_known(modules=[module])
+    read.about = frozenset([name])
     embedded = query.include if query.fields else [*query.include, "instances"]
     return _texts(read, [name], Shape.of(query.fields, embedded), [module])
 
@@ -231,8 +231,3 @@ def _no_manifest(read: Read, name: str) -> Problem:
 def _texts(read: Read, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()) -> bytes:
     read.tells_last_seen |= shape.instances
     return read.parts.texts(read.snapshot, names, shape, rows)
-
-
-def _list(items: bytes, **members: Any) -> bytes:
-    """A list of texts, and what else its answer has."""
-    return b'{"items":[' + items + b"]," + json.dumps(members, separators=(",", ":")).encode()[1:]
