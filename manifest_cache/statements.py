@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy.types import TypeEngine
+
+from manifest_cache.models import UTCDateTime
 
 # SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
 _CHUNK = 500
@@ -30,9 +33,9 @@ class Statements:
         self._placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
         types = {column.name: column.type.dialect_impl(dialect) for column in table.columns}
         self._write: dict[str, _Processor] = {
-            name: kind.bind_processor(dialect) for name, kind in types.items()
+            name: _remembering(kind, kind.bind_processor(dialect)) for name, kind in types.items()
         }
-        readers = [kind.result_processor(dialect, None) for kind in types.values()]
+        readers = [_remembering(kind, kind.result_processor(dialect, None)) for kind in types.values()]
         self._read = [(number, read) for number, read in enumerate(readers) if read is not None]
 
     def select(self, connection: Connection, column: str, values: Collection[Any]) -> Iterator[list[Any]]:
@@ -111,6 +114,13 @@ class Statements:
 def driver_cursor(connection: Connection) -> Any:
     """A cursor of the driver's own, in the connection's transaction."""
     return connection.connection.cursor()
+
+
+def _remembering(kind: TypeEngine[Any], process: _Processor) -> _Processor:
+    """Many rows have the moment of one transaction in several columns."""
+    if process is None or not isinstance(kind, UTCDateTime):
+        return process
+    return functools.lru_cache(maxsize=256)(process)
 
 
 @functools.lru_cache(maxsize=64)

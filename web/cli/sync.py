@@ -53,6 +53,9 @@ def sync() -> None:
     # which no change comes through.
     gc.collect()
     gc.freeze()
+    # Rows come and go by the thousand, and are no garbage before their transaction ends: looking for it
+    # each 700 objects takes a fourteenth of a start.
+    gc.set_threshold(20_000, 20, 20)
     with serving_metrics(settings), tracing.started("synchronizer"):
         asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
 
