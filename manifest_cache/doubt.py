@@ -66,6 +66,8 @@ class Picture:
     patience: float
     believed: set[InstanceKey] = field(default_factory=set)
     _told: set[InstanceKey] = field(default_factory=set)
+    # What is believed and not told, kept along: looking for it would take as long as there is of both.
+    _missing: set[InstanceKey] = field(default_factory=set)
     _complete: bool = False
     _doubted_since: float | None = None
     _unsure: str | None = None
@@ -76,15 +78,23 @@ class Picture:
         if change.doubt is not None and self._unsure is None:
             self._unsure_since = now
         self._unsure = change.doubt
-        if change.complete:
-            self._complete = True
-            self._told.clear()
-        self._told.difference_update(change.gone)
-        self._told.update(instance.key for instance in change.present)
+        self._take(change)
         # Once it is doubted, an empty registry stays so until it tells of something: that it goes on
         # answering is no deregistration.
         doubted = self._doubted_since is not None
         return self._judge(change.present, now, empty=not self._told and (change.complete or doubted))
+
+    def _take(self, change: Change) -> None:
+        present = {instance.key for instance in change.present}
+        if change.complete:
+            self._complete = True
+            self._told = present
+            self._missing = self.believed - present
+            return
+        self._told.difference_update(change.gone)
+        self._told |= present
+        self._missing |= self.believed.intersection(change.gone)
+        self._missing -= present
 
     def look_again(self, now: float, *, accept: bool = False) -> Verdict:
         """Judges anew what the source told last; `accept` if an operator believes it."""
@@ -106,7 +116,7 @@ class Picture:
         if not self._complete:
             # Nothing can be missing of what was not told in full yet.
             return Verdict(Change(source=self.source, present=present), Trusted(self.source))
-        missing = self.believed - self._told
+        missing = self._missing
         too_many = len(missing) >= AT_LEAST and len(missing) > self.max_drop * len(self.believed)
         unsure = self._unsure if now - self._unsure_since < self.patience else None
         if not missing or not (too_many or empty or unsure):
@@ -121,8 +131,11 @@ class Picture:
         return Verdict(Change(source=self.source, present=present), Doubted(self.source, reason))
 
     def _believe(self, present: tuple[ServiceInstance, ...]) -> Verdict:
-        gone = tuple(sorted(self.believed - self._told))
-        self.believed = self._told.copy()
+        gone = tuple(sorted(self._missing))
+        # Whatever else was told is believed already.
+        self.believed.update(instance.key for instance in present)
+        self.believed -= self._missing
+        self._missing.clear()
         self._doubted_since = None
         return Verdict(Change(source=self.source, present=present, gone=gone), Trusted(self.source))
 
