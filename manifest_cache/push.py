@@ -133,8 +133,9 @@ class PushRegistry:
         return following
 
     def _expire_due(self) -> datetime | None:
-        with self._database.read() as session:
-            following = _next_expiry(session)
+        with self._database.reading() as reading:
+            first = next(iter(reading.objects(PushLease, "ORDER BY expires_at LIMIT 1")), None)
+        following = first.expires_at if first else None
         if following is None or following > utc_now():
             return following
         with self._database.write() as session:

@@ -18,6 +18,7 @@ from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.ledger import Ledger, Refresh
 from manifest_cache.models import Instance, Source, utc_now
+from manifest_cache.rows import one_of
 from manifest_cache.settings import CacheSettings
 from manifest_cache.working_set import Rows
 
@@ -101,8 +102,8 @@ class Store:
 
     def accept_requests(self) -> list[str]:
         """The sources that an operator wants believed."""
-        with self._database.read() as session:
-            return list(session.exec(select(Source.name).where(col(Source.accept_requested))))
+        with self._database.reading() as reading:
+            return [name for (name,) in reading.rows("SELECT name FROM sources WHERE accept_requested")]
 
     def request_acceptance(self, source: str | None = None) -> list[str]:
         """Asks the synchronizer to believe a source that is doubted, or all such; returns which."""
@@ -160,8 +161,11 @@ class Store:
         which there are enough.
         """
         fetch_at, now = col(Instance.fetch_at), utc_now()
+        # Asked at each commit, and mostly nothing is due.
+        following = self._next_fetch(leave_out_hosts)
+        if following is None or following > now:
+            return [], following
         with self._database.read() as session:
-            # Most of what is scheduled is due in minutes: only the next of it is looked at.
             connection = session.connection()
             found = connection.execute(
                 sqlalchemy.select(*_CLAIM)
@@ -183,6 +187,13 @@ class Store:
                 .limit(1)
             ).first()
         return [_job(rows[key]) for key in keys], following
+
+    def _next_fetch(self, leave_out_hosts: Collection[str]) -> datetime | None:
+        others = f"AND NOT address {one_of(leave_out_hosts)} " if leave_out_hosts else ""
+        wanted = f"WHERE fetch_at IS NOT NULL {others}ORDER BY fetch_at LIMIT 1"
+        with self._database.reading() as reading:
+            first = next(iter(reading.objects(Instance, wanted, *leave_out_hosts)), None)
+        return first.fetch_at if first else None
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:
         """Notes that what registries other than these said is no longer kept current."""
