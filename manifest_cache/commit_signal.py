@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,8 @@ from manifest_cache import postgres
 _CHANNEL = "lictor_commit"
 # Where no kernel tells of a touched file, it is looked at this often, in seconds.
 _POLL = 0.1
+# Larger than what the kernel queues of one file, in bytes: events that are alike are one.
+_MANY_EVENTS = 4096
 
 
 class CommitWatch(Protocol):
@@ -23,6 +27,9 @@ class CommitWatch(Protocol):
 
     def wait(self, timeout: float) -> bool:
         """Waits up to `timeout` seconds; True if something may have been committed meanwhile."""
+
+    def fileno(self) -> int:
+        """What is readable once something may have been committed, until the next `wait`; -1: nothing is."""
 
     def close(self) -> None: ...
 
@@ -71,16 +78,20 @@ class _InotifyWatch:
         # Only Linux has it, so only Linux needs the package.
         from asyncinotify import Inotify, Mask
 
-        self._inotify = Inotify(sync_timeout=0)
+        self._inotify = Inotify()
         self._inotify.add_watch(path, Mask.MODIFY)
+        self._poll = select.poll()
+        self._poll.register(self._inotify.fd, select.POLLIN)
 
     def wait(self, timeout: float) -> bool:
-        self._inotify.sync_timeout = max(timeout, 0)
-        woken = self._inotify.sync_get() is not None
-        self._inotify.sync_timeout = 0
-        while self._inotify.sync_get() is not None:
-            pass
-        return woken
+        if not self._poll.poll(math.ceil(max(timeout, 0) * 1000)):
+            return False
+        # All that is there; what it says is known.
+        os.read(self._inotify.fd, _MANY_EVENTS)
+        return True
+
+    def fileno(self) -> int:
+        return self._inotify.fd
 
     def close(self) -> None:
         self._inotify.close()
@@ -106,6 +117,9 @@ class _PollingWatch:
             time.sleep(min(_POLL, left))
         self._seen = moment
         return True
+
+    def fileno(self) -> int:
+        return -1
 
     def close(self) -> None:
         pass
@@ -142,6 +156,9 @@ class _ListeningWatch:
             return any(True for _ in self._connection.notifies(timeout=timeout, stop_after=1))
         except self._error as exc:
             raise OSError(str(exc).strip()) from exc
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
 
     def close(self) -> None:
         self._connection.close()

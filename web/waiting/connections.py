@@ -9,13 +9,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from web.waiting.timers import Timers
 
 logger = logging.getLogger(__name__)
 
+# How often it is seen whether the thread still runs, in seconds, by whoever waits for it.
+_A_MOMENT = 0.1
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -47,8 +49,31 @@ class Held:
         """The moment that was set has come."""
 
 
+class _Watched:
+    """A file of somebody else's. Once it says no its number may be another file's, and is left alone."""
+
+    def __init__(self, selector: selectors.BaseSelector, file: int, on_readable: Callable[[], bool]) -> None:
+        self._selector = selector
+        self._file = file
+        self._on_readable = on_readable
+        self._is_watched = False
+
+    def begin(self) -> None:
+        self._selector.register(self._file, _READ, self._ready)
+        self._is_watched = True
+
+    def end(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._selector.unregister(self._file)
+
+    def _ready(self) -> None:
+        if not self._on_readable():
+            self.end()
+
+
 class Connections:
-    """The thread. All but `start`, `call` and `stop` are for what runs on it alone."""
+    """The thread. All but `start`, `call`, `watching` and `stop` are for what runs on it alone."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -56,7 +81,7 @@ class Connections:
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
-        self._selector.register(self._wakened, _READ)
+        self._selector.register(self._wakened, _READ, self._empty_waker)
         self._calls: deque[Callable[[], None]] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._alarms: Timers[Held] = Timers()
@@ -76,6 +101,30 @@ class Connections:
         # Where it is full, the thread wakes anyway; where it is closed, nothing waits any more.
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
+
+    @contextlib.contextmanager
+    def watching(self, file: int, on_readable: Callable[[], bool]) -> Iterator[None]:
+        """Has the thread run this whenever the file is readable, until it says no; from any other thread."""
+        watched = _Watched(self._selector, file, on_readable)
+        self._call_and_wait(watched.begin)
+        try:
+            yield
+        finally:
+            self._call_and_wait(watched.end)
+
+    def _call_and_wait(self, function: Callable[[], object]) -> None:
+        """Returns when the thread has run this, or runs no more."""
+        is_done = threading.Event()
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                is_done.set()
+
+        self.call(run)
+        while not is_done.wait(_A_MOMENT) and self._thread.is_alive():
+            pass
 
     def stop(self, timeout: float) -> None:
         """Ends the thread and closes what it holds."""
@@ -135,10 +184,10 @@ class Connections:
         try:
             while not self._stopping:
                 for key, mask in self._selector.select(self._patience()):
-                    if key.data is None:
-                        self._empty_waker()
-                    else:
+                    if isinstance(key.data, Held):
                         self._guarded(partial(self._ready, key.data, mask))
+                    else:
+                        self._guarded(key.data)
                 self._run_calls()
                 for held in self._alarms.due(time.monotonic()):
                     held._alarm = None

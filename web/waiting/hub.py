@@ -109,7 +109,7 @@ class _Work:
         self.connections = Connections("lictor-hub")
         self._waiters = Waiters(self.connections, self._on_end)
         self._streams = Streams(self.connections, backend.snapshot, self._on_end)
-        self._listener = CommitListener(backend.watch, self.on_commit)
+        self._listener = CommitListener(backend.watch, self.connections, self.on_commit)
         self._look_is_due = False
         self._database_is_away = False
         self._is_ending = False
