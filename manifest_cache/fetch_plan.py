@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection
 from sqlmodel import col, select
@@ -19,6 +20,8 @@ from manifest_cache.statements import chunks
 _FIRST_RETRY = 1.0
 # So many deadlines long a fetch is waited for that is to bring what others announce as well.
 _PATIENCE = 3.0
+# At so many moments within the time after which known manifests are asked for again.
+_MOMENTS = 60
 
 
 class FetchPlan:
@@ -126,7 +129,7 @@ class FetchPlan:
 
     def _take_turns(self, rows: Sequence[Instance]) -> None:
         if all(row.fetch_at is None for row in rows):
-            random.choice(rows).fetch_at = self._after(self._settings.revalidate)
+            random.choice(rows).fetch_at = self._in_company(self._settings.revalidate)
 
     def _set_due(self, row: Instance) -> None:
         row.fetch_at = self._now
@@ -135,6 +138,12 @@ class FetchPlan:
     def _after(self, seconds: float) -> datetime:
         # Spread, so that what was learnt together is not asked for together for ever.
         return self._now + timedelta(seconds=seconds * random.uniform(0.8, 1.2))
+
+    def _in_company(self, seconds: float) -> datetime:
+        """After that time, at one of a few moments at which those of other modules are asked as well."""
+        # To wake for each alone, and to store each alone, takes ten times what the fetch does.
+        apart = seconds / _MOMENTS
+        return datetime.fromtimestamp(math.ceil(self._after(seconds).timestamp() / apart) * apart, UTC)
 
 
 def _is_asked(row: Instance) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.ledger import Refresh
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import Instance
+from manifest_cache.models import Instance, utc_now
 from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
@@ -90,6 +91,25 @@ def test_it_is_asked_over_and_over(impatient: Store, rows: Callable[[], dict[str
         index = impatient.apply_fetches([(job, NotModified('"1.0.0"'))])
         assert len(scheduled(rows())) == 1
     assert impatient.apply([]).index == index
+
+
+def test_those_in_turn_are_asked_together(store: Store, reader: Reader) -> None:
+    names = [f"module-{number}" for number in range(200)]
+    store.apply([present(*(instance("a", module=name) for name in names))])
+    jobs = store.due_fetches(limit=1000)[0]
+    answers = {name: parse_manifest(json.dumps({"name": name, "version": "1.0.0"})) for name in names}
+    began = utc_now()
+    store.apply_fetches([(job, Fetched(answers[job.instance.module], None)) for job in jobs])
+
+    with reader.snapshot() as snapshot:
+        moments = [
+            row.fetch_at for rows in snapshot.instances(names).values() for row in rows if row.fetch_at
+        ]
+    # 300 s, spread by a fifth to each side: moments five seconds apart, and somebody at most of them.
+    assert len(moments) == 200
+    assert 15 < len(set(moments)) <= 26
+    assert min(moments) >= began + timedelta(seconds=240)
+    assert max(moments) <= utc_now() + timedelta(seconds=365)
 
 
 @pytest.mark.parametrize("how", ["it goes", "it is not well", "it answers 500", "it registers anew"])
