@@ -267,7 +267,9 @@ class _Answers:
             self._sizes[asked] = size
             self._size += size
             while self._size > self._limit:
-                self._throw_away(next(iter(self._held)))
+                # In one step: `get` takes no lock, and would disturb who goes through them.
+                oldest, _ = self._held.popitem(last=False)
+                self._size -= self._sizes.pop(oldest)
 
     def _throw_away(self, asked: _Asked) -> None:
         if self._held.pop(asked, None) is not None:

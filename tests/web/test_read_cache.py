@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_an_answer_that_has_no_room_at_all(cache: Cache, make_app: Callable[...,
     for _ in range(3):
         assert told(client.get(f"{API}/modules"))["items"]
     assert hits() == before
+
+
+def test_answers_go_while_others_are_asked_for(cache: Cache, make_app: Callable[..., Flask]) -> None:
+    cache.module("financial")
+    app = make_app(read_cache_bytes=20_000)
+    statuses: set[int] = set()
+    end = threading.Event()
+
+    def ask_again() -> None:
+        client = app.test_client()
+        while not end.is_set():
+            statuses.add(client.get(f"{API}/modules/financial").status_code)
+
+    interval = sys.getswitchinterval()
+    # As often as can be, so that what may come between two steps does.
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask_again) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        client = app.test_client()
+        for limit in range(1, 400):
+            statuses.add(client.get(f"{API}/modules?limit={limit}").status_code)
+        end.set()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        sys.setswitchinterval(interval)
+    assert statuses == {200}
 
 
 def test_bodies_are_packed_for_those_who_accept_it(cache: Cache, client: FlaskClient) -> None:
