@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from discovery.backoff import Backoff
 from discovery.base import Change
@@ -85,25 +85,21 @@ class ConsulWatcher:
             await asyncio.sleep(backoff.next())
 
     async def _watch_once(self) -> AsyncGenerator[Change]:
-        queue: asyncio.Queue[Change] = asyncio.Queue(_QUEUE)
+        queue: asyncio.Queue[Change | None] = asyncio.Queue(_QUEUE)
         async with AsyncConsulClient(self._config, max_connections=CONNECTIONS) as client:
             running = asyncio.create_task(self._session(client, queue).run(), name=f"watch {self.source}")
+            running.add_done_callback(lambda _: _tell_of_the_end(queue))
             try:
-                while True:
-                    taking = asyncio.create_task(queue.get(), name=f"changes of {self.source}")
-                    try:
-                        await asyncio.wait({running, taking}, return_when=asyncio.FIRST_COMPLETED)
-                        if not taking.done():
-                            break
-                        yield taking.result()
-                    finally:
-                        taking.cancel()
+                while not (running.done() and queue.empty()):
+                    change = await queue.get()
+                    if change is not None:
+                        yield change
             finally:
                 running.cancel()
                 await asyncio.wait({running})
             _raise_first(running.exception())
 
-    def _session(self, client: AsyncConsulClient, queue: asyncio.Queue[Change]) -> Session:
+    def _session(self, client: AsyncConsulClient, queue: asyncio.Queue[Change | None]) -> Session:
         queries = Queries(
             client, datacenter=self._datacenter, max_staleness=self._max_staleness, margin=self._margin
         )
@@ -116,6 +112,13 @@ class ConsulWatcher:
             contact=self._contact,
             anti_entropy=self._anti_entropy,
         )
+
+
+def _tell_of_the_end(queue: asyncio.Queue[Change | None]) -> None:
+    """Wakes whoever waits for a change where none comes any longer."""
+    # Nobody waits at one that is full.
+    with suppress(asyncio.QueueFull):
+        queue.put_nowait(None)
 
 
 def _raise_first(exc: BaseException | None) -> None:

@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 _TRIES = 5
 # A server may ask for a pause of any length: it is asked again no later than this, in seconds.
 _LONGEST_PAUSE = 30.0
-# Between two queries of one watch, in seconds: what changes together is answered together.
-_SHORTEST_FLOOR = 0.001
+# Between two queries of one watch, in seconds: what changes together is answered together, and what
+# was told is on its way before the next is asked for.
+_SHORTEST_FLOOR = 0.004
 _LONGEST_FLOOR = 2.0
 # Whatever else the process is busy with delays no watch by more than this, in seconds.
 _LONGEST_FOR_WORK = 0.1

@@ -47,7 +47,7 @@ class Session:
     def __init__(
         self,
         queries: Queries,
-        queue: asyncio.Queue[Change],
+        queue: asyncio.Queue[Change | None],
         *,
         source: str,
         tag: str,
