@@ -20,6 +20,7 @@ from tests.faults.proxy import Proxy, Trouble
 from tests.web.filling import Cache, instance
 from tests.web.gunicorn_server import Gunicorn, running
 from tests.web.raw_http import Connection
+from tests.web.test_metrics import counted
 from tests.web.test_read_cache import changes
 
 API = "/api/v1"
@@ -225,6 +226,31 @@ def test_of_those_who_want_the_same_at_once_one_has_it_made(
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.sock.close()
         assert {client.answer().index for client in clients[5:]} == {index}
+
+
+def test_they_are_counted_like_any_other(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    index = cache.module("financial")
+    known = head("/modules/financial", f'If-None-Match: "{index}"')
+    asked = {"200": head("/modules/financial"), "304": known}
+    with serving(tmp_path, http, database_url=database_url, bind=bind), Connection(bind) as client:
+        for request in asked.values():
+            for _ in range(10):
+                wire(client, request)
+        text = http.get("/metrics").text
+    for status in asked:
+        assert counted(text, "/api/v1/modules/<name>", status) == 10
+
+
+def test_where_each_request_is_logged_they_are(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    settings = {"database_url": database_url, "bind": bind, "workers": "1", "log_level": "debug"}
+    with running(tmp_path, http, unix=None, **settings) as server, Connection(bind) as client:
+        for _ in range(5):
+            wire(client, MODULES)
+        assert len(re.findall(r"GET /api/v1/modules 200 [^\n]* request=", server.log)) == 5
 
 
 def large(cache: Cache) -> bytes:
