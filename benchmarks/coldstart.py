@@ -6,6 +6,8 @@ Ten instances a module, in a Consul of their own. Without digests in their meta 
 asked for its manifest; with them one fetch serves all that announce the same. Beside it: bare
 fetches of the same manifests, so many of them, by asyncio's streams alone, by Lictor's client alone
 and, where it is installed (`.venv/bin/pip install aiohttp`), by aiohttp; nothing is checked or stored.
+What a start takes in which there is nothing to find is shown apart: Python's own start, what is
+imported, taking the lead, the first answers of an empty Consul.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from typing import NamedTuple
 
 from benchmarks.bare import Get, over_aiohttp, over_own_client, over_streams, timed
 from benchmarks.farm import Farm, digest
-from benchmarks.filled import wait_for_manifests
+from benchmarks.filled import wait_for_manifests, wait_for_source
 from benchmarks.stage import Consul, Platform, lictor, module_of, processor_seconds, table
 from manifest_cache.database import Database
 
 _STREAMS, _CLIENT, _AIOHTTP = "asyncio streams", "Lictor's client", "aiohttp"
+_LICTOR, _OF_NOTHING = "Lictor", "Lictor, nothing registered"
 
 
 class Start(NamedTuple):
@@ -53,13 +56,14 @@ def main() -> None:
 
 def _rows(instances: int, runs: int, *, announced: bool) -> list[Sequence[str]]:
     starts: dict[str, list[Start]] = defaultdict(list)
-    with Farm() as farm, Consul() as consul:
+    with Farm() as farm, Consul() as consul, Consul() as empty:
         _register(consul, farm, instances, announced=announced)
         asked = [module_of(number) for number in range(0, instances, Platform.PER_MODULE if announced else 1)]
         for _ in range(runs):
             for way, start in asyncio.run(_bare(farm, asked)).items():
                 starts[way].append(start)
-            starts["Lictor"].append(_start(consul, farm, instances))
+            starts[_OF_NOTHING].append(_start(empty, farm, 0))
+            starts[_LICTOR].append(_start(consul, farm, instances))
     median = {way: statistics.median(start.seconds for start in found) for way, found in starts.items()}
     return [
         (
@@ -68,7 +72,7 @@ def _rows(instances: int, runs: int, *, announced: bool) -> list[Sequence[str]]:
             f"{statistics.median(start.fetches for start in found):,.0f}",
             f"{median[way]:.2f}",
             f"{statistics.median(start.processor for start in found):.2f}",
-            "" if way == "Lictor" else f"{median['Lictor'] / median[way]:.2f}",
+            "" if way in (_LICTOR, _OF_NOTHING) else f"{median[_LICTOR] / median[way]:.2f}",
         )
         for way, found in starts.items()
     ]
@@ -100,6 +104,7 @@ def _start(consul: Consul, farm: Farm, instances: int) -> Start:
         database.migrate()
         before, began = farm.requests(), time.perf_counter()
         with lictor(consul.address, folder, "sync", ready=False) as (_, process):
+            wait_for_source(database)
             wait_for_manifests(database, instances)
             seconds, processor = time.perf_counter() - began, processor_seconds(process.pid)
         return Start(seconds, processor, farm.requests() - before)

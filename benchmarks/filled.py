@@ -31,6 +31,15 @@ def with_manifest(database: Database) -> int:
         return session.exec(found).one()
 
 
+def wait_for_source(database: Database) -> None:
+    """Returns once a registry was followed."""
+    deadline = time.monotonic() + PATIENCE
+    while not database.index():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"no registry was followed within {PATIENCE:g} s")
+        time.sleep(0.02)
+
+
 def wait_for_manifests(database: Database, instances: int) -> None:
     """Returns once so many instances have a manifest."""
     deadline = time.monotonic() + PATIENCE

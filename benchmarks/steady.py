@@ -1,10 +1,12 @@
 """What keeping up costs: processor and memory of the synchronizer, and of Consul on its account.
 
     .venv/bin/python -m benchmarks.steady [--instances 1000,10000,50000] [--churn 0,10,100] [--seconds 30]
+        [--settling 300]
 
 Consul's share is what its processor does with the synchronizer running, less what it does under the
 same changes without. Memory is what the synchronizer holds beyond one that follows an empty Consul,
-for each instance.
+for each instance. Known manifests are asked for again from the fourth minute on: with `--settling 300`
+what that takes is among the figures.
 """
 
 from __future__ import annotations
@@ -33,8 +35,6 @@ from benchmarks.stage import (
 from manifest_cache.database import Database
 from manifest_cache.reader import Reader
 
-# What follows the first sight (fetches, passes over all services) has come to its end.
-SETTLING = 20.0
 _HEAD = (
     *("instances", "changes", "synchronizer", "a change", "Consul for it"),
     *("memory", "an instance", "connections"),
@@ -93,7 +93,7 @@ def under_churn(platform: Platform, churn: float, seconds: float, *pids: int) ->
         return shares, (flips.flips - flipped) / lasted
 
 
-def run(instances: int, rates: list[float], seconds: float, empty: int) -> list[list[str]]:
+def run(instances: int, rates: list[float], seconds: float, settling: float, empty: int) -> list[list[str]]:
     rows = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lictor-benchmark-"))
@@ -104,7 +104,8 @@ def run(instances: int, rates: list[float], seconds: float, empty: int) -> list[
         alone = [under_churn(platform, rate, seconds, consul.pid)[0][0] for rate in rates]
         pid = stack.enter_context(synchronizer(consul, folder))
         wait_until_stored(folder, instances)
-        time.sleep(SETTLING + instances / 500)
+        # What follows the first sight (fetches, passes over all services) comes to its end.
+        time.sleep(settling + instances / 500)
         for rate, without in zip(rates, alone, strict=True):
             (ours, beside), flips = under_churn(platform, rate, seconds, pid, consul.pid)
             held = memory_bytes(pid)
@@ -139,12 +140,13 @@ def main() -> None:
     parser.add_argument("--instances", default="1000,10000,50000", help="how many are there (a list)")
     parser.add_argument("--churn", default="0,10,100", help="flips a second (a list)")
     parser.add_argument("--seconds", type=float, default=30, help="how long each is looked at (default 30)")
+    parser.add_argument("--settling", type=float, default=20, help="how long it is left alone before (20)")
     arguments = parser.parse_args()
     empty = memory_of_nothing()
     rates = [float(rate) for rate in arguments.churn.split(",")]
     rows = []
     for instances in map(int, arguments.instances.split(",")):
-        rows += run(instances, rates, arguments.seconds, empty)
+        rows += run(instances, rates, arguments.seconds, arguments.settling, empty)
     table(
         f"Steady, {arguments.seconds:g} s each; a synchronizer of nothing holds {empty / 2**20:.0f} MiB",
         [
