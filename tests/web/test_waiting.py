@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -13,12 +15,16 @@ from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 from werkzeug.test import TestResponse
 
-from discovery.base import ServiceInstance
+from discovery.base import Health, ServiceInstance
 from manifest_cache.database import StoreUnavailable
 from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance, told
+from web import backend
 from web.waiting import streams
+from web.waiting.answer import Protocol
+from web.waiting.hub import Hub
+from web.waiting.question import Question
 
 API = "/api/v1"
 STREAM = {"Accept": "text/event-stream"}
@@ -104,6 +110,35 @@ def test_what_stayed_the_same_comes_as_304(cache: Cache, client: FlaskClient) ->
     newest = cache.announce(instance("mailer"))
     answer = asking.answer()
     assert (answer.status_code, answer.headers["X-Lictor-Index"], answer.data) == (304, str(newest), b"")
+
+
+def test_whose_module_changed_is_answered_first(cache: Cache, client: FlaskClient) -> None:
+    names = [f"module-{number}" for number in range(8)]
+    cache.announce(*(instance(name) for name in names))
+    asked: list[str] = []
+    app = client.application
+
+    def noting(environ: Any, start_response: Any) -> Any:
+        asked.append(environ["QUERY_STRING"])
+        return app.wsgi_app(environ, start_response)
+
+    hub = Hub(backend.of(app))
+    index = cache.index()
+    with ExitStack() as clients:
+        clients.callback(hub.end)
+        for name in names:
+            environ = app.test_request_context(f"{API}/modules/lookup?name={name}").request.environ
+            question = Question(noting, environ)
+            assert question.ask().index == index
+            ours, theirs = socket.socketpair()
+            clients.enter_context(ours)
+            hub.wait(theirs, question, index=index, seconds=60, protocol=Protocol("HTTP/1.1", False))
+        eventually(lambda: waiting("blocking") == len(names))
+        asked.clear()
+        cache.announce(instance("module-6", health=Health.CRITICAL))
+        eventually(lambda: waiting("blocking") == 0)
+        assert asked[0] == "name=module-6"
+        assert sorted(asked) == [f"name={name}" for name in names]
 
 
 def test_a_poll_waits_for_an_event_that_passes(cache: Cache, client: FlaskClient) -> None:

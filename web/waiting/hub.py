@@ -167,15 +167,23 @@ class _Work:
             self._tell_database_is_away(exc)
             return
         self._database_is_away = False
-        self._waiters.look(index, lines)
+        self._waiters.look(index, lines, self._backend.changes)
 
     def _news(self) -> tuple[int, Sequence[Line] | None]:
         """The index, and what came to the log where somebody wants to know. Raises StoreError."""
         if not self._streams and not self._waiters.follow_the_log:
             self._streams.rest()
-            return self._backend.index(), None
+            return self._index(), None
         with self._backend.snapshot() as snapshot:
+            self._backend.changes.follow(snapshot)
             return snapshot.index, self._streams.follow(snapshot)
+
+    def _index(self) -> int:
+        index = self._backend.index()
+        if self._waiters.are_many and not self._backend.changes.reach(index):
+            with self._backend.snapshot() as snapshot:
+                self._backend.changes.follow(snapshot)
+        return index
 
     def _tell_database_is_away(self, exc: StoreError) -> None:
         if not self._database_is_away:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from web.waiting.answer import Answer, ask
 from web.waiting.tail import EventFilter
@@ -23,6 +25,7 @@ _DECISIVE = (
     "HTTP_IF_NONE_MATCH",
     "HTTP_X_REQUEST_ID",
 )
+_WORD = re.compile(r"[^/?&=, ]+")
 # Answers of these kinds may be others after the next change; the rest are faults of the request.
 _MAY_CHANGE = (HTTPStatus.OK, HTTPStatus.NOT_MODIFIED, HTTPStatus.NOT_FOUND)
 
@@ -33,7 +36,7 @@ class Question:
     Without `events` it is a blocking query, with them a long poll of the event log.
     """
 
-    __slots__ = ("_app", "_environ", "events", "key")
+    __slots__ = ("_app", "_environ", "events", "key", "words")
 
     def __init__(
         self, app: WSGIApplication, environ: Mapping[str, Any], events: EventFilter | None = None
@@ -41,6 +44,9 @@ class Question:
         self._app = app
         self._environ = environ
         self.events = events
+        # The names of modules that it asks for are among them.
+        asked = f"{environ['PATH_INFO']} {unquote_plus(environ['QUERY_STRING'])}"
+        self.words = frozenset(_WORD.findall(asked))
         self.key: Hashable = (
             environ["REQUEST_METHOD"],
             environ.get("SCRIPT_NAME", ""),

@@ -11,6 +11,7 @@ from functools import partial
 
 from prometheus_client import Gauge
 
+from web.changes import Changes
 from web.metrics import WATCHERS
 from web.waiting.answer import Answer, Protocol
 from web.waiting.connections import Connections, Held
@@ -107,10 +108,22 @@ class Waiters:
             # It came between the look at the answer and now.
             self._wake(asked, [waiter])
 
-    def look(self, index: int, lines: Sequence[Line] | None) -> None:
-        """Wakes those for whom there is news; `lines` is what came to the log, None where nobody knows."""
-        self._seen = index
-        for asked in tuple(self._asked.values()):
+    @property
+    def are_many(self) -> bool:
+        """Whether some are answered after others."""
+        return len(self._asked) > 1
+
+    def look(self, index: int, lines: Sequence[Line] | None, changes: Changes) -> None:
+        """Wakes those for whom there is news; `lines` is what came to the log, None where nobody knows.
+
+        Of many who ask differently those whose modules changed are answered before the others.
+        """
+        seen, self._seen = self._seen, index
+
+        def is_unconcerned(asked: _Asked) -> bool:
+            return changes.same_until(seen, asked.question.words) != seen
+
+        for asked in sorted(self._asked.values(), key=is_unconcerned):
             wanted = asked.question.events
             if wanted is None or lines is None:
                 newest = index
