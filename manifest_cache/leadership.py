@@ -75,10 +75,11 @@ class Election:
             while True:
                 await self._lead(await self._stand_by(), lead)
         finally:
-            locking.cancel()
-            # Where the database does not serve, the next leader waits for the lease to run out.
+            # Before Consul's lock is let go, by which another would take it for lost. Where the database
+            # does not serve, the next leader waits for the lease to run out.
             with suppress(StoreError, TimeoutError):
                 await asyncio.wait_for(self._thread.call(self._stand_down), _CLOSING)
+            locking.cancel()
             await asyncio.gather(locking, return_exceptions=True)
             self._thread.close(0)
 

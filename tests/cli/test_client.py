@@ -118,6 +118,8 @@ def test_it_tells_of_changes(catalog: Catalog, cache: Cache) -> None:
     names = {name for changed in told for name in changed.modules}
     assert {f"many-{number}" for number in range(20)} < names
     assert [changed.index for changed in told] == sorted({changed.index for changed in told})
+    # Its manifest came after the module.
+    eventually(lambda: catalog.index == cache.index())
     assert list(catalog.watch(timeout=0.05)) == []
 
 

@@ -96,14 +96,14 @@ def test_a_port_in_use_is_told_at_once(database_url: str, bind: str, tmp_path: P
 @pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
 def test_an_address_that_is_not_here(database_url: str, tmp_path: Path, host: str) -> None:
     server = Gunicorn(tmp_path, database_url=database_url, bind=f"{host}:{free_port()}")
-    assert server.process.wait(20) == 1
+    assert server.process.wait(60) == 1
     assert f"LICTOR_BIND: cannot listen on {host}:" in server.log
     assert "Traceback" not in server.log
 
 
 def test_wrong_settings_are_told_all_at_once(tmp_path: Path) -> None:
     server = Gunicorn(tmp_path, bind="8080", workers="none", log_level="loud")
-    assert server.process.wait(20) == 2
+    assert server.process.wait(60) == 2
     for name in ("LICTOR_BIND", "LICTOR_WORKERS", "LICTOR_LOG_LEVEL"):
         assert f"  {name}: " in server.log
     assert "Traceback" not in server.log
