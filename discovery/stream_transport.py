@@ -16,10 +16,11 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import h11
 import httpx
+
+from discovery.wire import Wire
 
 # Of a head that is longer nothing more is read.
 _LONGEST_HEAD = 64 * 1024
@@ -127,49 +128,22 @@ class StreamTransport(httpx.AsyncBaseTransport):
         return connection
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(Wire):
     """One connection, which carries an exchange after the other.
 
     Raises OSError where it breaks, h11.ProtocolError where what comes is not HTTP, TimeoutError.
     """
 
     def __init__(self) -> None:
+        super().__init__(_MOST_WAITING)
         self.idle_since = 0.0
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
-        self._received: list[bytes] = []
-        self._size = 0
-        self._ended = False
-        self._fault: Exception | None = None
-        self._arrival: asyncio.Future[None] | None = None
-
-    # What the event loop tells
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._received.append(data)
-        self._size += len(data)
-        if self._size > _MOST_WAITING:
-            self._transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> None:
-        self._ended = True
-        self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended, self._fault = True, exc
-        self._wake()
+        super().connection_lost(exc)
         if not self.closed.done():
             self.closed.set_result(None)
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
-
-    # What is done with it
 
     def set_options(self, options: Sequence[tuple[int, int, int]]) -> None:
         connected: socket.socket = self._transport.get_extra_info("socket")
@@ -179,7 +153,7 @@ class _Connection(asyncio.Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether the server is still there; one that spoke unasked has said farewell."""
-        return not (self._ended or self._received or self._http.trailing_data[0])
+        return self.is_silent and not self._http.trailing_data[0]
 
     def rest(self) -> bool:
         """Whether another exchange can follow."""
@@ -193,7 +167,7 @@ class _Connection(asyncio.Protocol):
         """Sends a request; returns the head of its answer, which comes within `limit` seconds."""
         head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         parts = (head, h11.Data(data=body), h11.EndOfMessage())
-        self._transport.write(b"".join(self._http.send(part) or b"" for part in parts))
+        self.write(b"".join(self._http.send(part) or b"" for part in parts))
         event = await self.next_event(limit)
         while isinstance(event, h11.InformationalResponse):
             event = await self.next_event(limit)
@@ -204,30 +178,12 @@ class _Connection(asyncio.Protocol):
     async def next_event(self, limit: float | None) -> object:
         """The next part of an answer; each piece of it comes within `limit` seconds."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            received = await self._receive(limit)
+            async with asyncio.timeout(limit):
+                received = await self.read()
             if not received and self._http.their_state is h11.SEND_RESPONSE:
                 raise h11.RemoteProtocolError("the server disconnected before it had answered")
             self._http.receive_data(received)
         return event
-
-    async def _receive(self, limit: float | None) -> bytes:
-        """What has come since it was asked for last; nothing more comes after b""."""
-        if not (self._received or self._ended):
-            self._arrival = asyncio.get_running_loop().create_future()
-            async with asyncio.timeout(limit):
-                await self._arrival
-        if not self._received and self._fault is not None:
-            raise self._fault
-        received = b"".join(self._received)
-        self._received.clear()
-        if self._size > _MOST_WAITING:
-            self._transport.resume_reading()
-        self._size = 0
-        return received
-
-    def abort(self) -> None:
-        """Nothing more is wanted, and no peer should be able to draw out the farewell."""
-        self._transport.abort()
 
 
 class _Body(httpx.AsyncByteStream):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import h11
 
-from manifest_cache.wire import Wire
+from discovery.wire import Wire
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 """The name of a header."""

@@ -13,8 +13,8 @@ import ssl
 
 import h11
 
+from discovery.wire import Wire
 from manifest_cache.http_answer import TOKEN, Answer, Reading, read_answer
-from manifest_cache.wire import Wire
 
 # So that what is sent can be taken for no other request, whatever its parts are made of.
 _TARGET = re.compile(r"[!-~]+")

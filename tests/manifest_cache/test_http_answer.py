@@ -10,9 +10,9 @@ from typing import TypeAlias
 import h11
 import pytest
 
+from discovery.wire import Wire
 from manifest_cache.http_answer import read_answer
 from manifest_cache.http_exchange import Connection
-from manifest_cache.wire import Wire
 
 pytestmark = pytest.mark.anyio
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 
-# While so much waits to be read no more is taken from the peer.
-_ENOUGH = 64 * 1024
-
 
 class Wire(asyncio.Protocol):
     """One end of a connection, for one reader at a time.
 
-    asyncio's own streams do the same at half again the cost of a whole exchange.
+    While `enough` bytes wait to be read no more is taken from the peer. asyncio's own streams do the
+    same at half again the cost of a whole exchange.
     """
 
-    def __init__(self) -> None:
-        self._came = b""
+    def __init__(self, enough: int = 64 * 1024) -> None:
+        self._enough = enough
+        self._came: list[bytes] = []
+        self._size = 0
         self._ended = False
         self._broke: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the peer is there and has sent nothing that was not read."""
+        return not (self._came or self._ended)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -32,17 +37,19 @@ class Wire(asyncio.Protocol):
 
         Raises OSError if the connection broke.
         """
-        if not (self._came or self._ended):
+        if self.is_silent:
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-        came, self._came = self._came, b""
-        if len(came) >= _ENOUGH:
-            self._transport.resume_reading()
-        if self._broke is not None and not came:
+        if self._broke is not None and not self._came:
             raise self._broke
+        came = b"".join(self._came)
+        self._came.clear()
+        if self._size >= self._enough:
+            self._transport.resume_reading()
+        self._size = 0
         return came
 
     # What asyncio calls
@@ -52,8 +59,9 @@ class Wire(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._came = self._came + data if self._came else data
-        if len(self._came) >= _ENOUGH:
+        self._came.append(data)
+        self._size += len(data)
+        if self._size >= self._enough:
             self._transport.pause_reading()
         self._wake()
 
