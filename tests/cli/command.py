@@ -165,7 +165,10 @@ class Lictor:
                     running.process.wait()
             for pid in filter(lives, family):
                 os.kill(pid, signal.SIGKILL)
-            # pytest shows it beside a test that failed, and throws it away otherwise.
+
+    def show(self) -> None:
+        """Prints what was said: pytest shows it beside a test that failed, and throws it away otherwise."""
+        for running in self._running:
             print(f"--- {running.log.name}: {shlex.join(running.command[1:])}\n{running.text}")
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:

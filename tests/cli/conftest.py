@@ -19,6 +19,7 @@ def lictor(tmp_path: Path) -> Iterator[Lictor]:
     command = Lictor(tmp_path, LICTOR_BIND=f"127.0.0.1:{web}", CONSUL_HTTP_ADDR=f"127.0.0.1:{consul}")
     yield command
     command.close()
+    command.show()
 
 
 @pytest.fixture
