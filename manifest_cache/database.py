@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, PoolProxiedConnection, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, SQLModel
@@ -140,8 +140,7 @@ class Database:
                 connection.invalidate(exc)
                 raise
             finally:
-                # Ends the transaction too.
-                connection.close()
+                _give_back(connection, dialect.loaded_dbapi.Error)
 
     @contextmanager
     def write(self, *, quiet: bool = False) -> Iterator[Session]:
@@ -297,6 +296,16 @@ def _as_of_sqlalchemy(dialect: Dialect) -> Iterator[None]:
         yield
     except driver.Error as exc:
         raise DBAPIError.instance(None, None, exc, driver.Error, dialect=dialect) from exc
+
+
+def _give_back(connection: PoolProxiedConnection, error: type[Exception]) -> None:
+    """Ends the transaction too. All was read by then, so the next one to read hears of a server that went."""
+    try:
+        if connection.is_valid:
+            connection.rollback()
+    except error as exc:
+        connection.invalidate(exc)
+    connection.close()
 
 
 @contextmanager

@@ -228,6 +228,21 @@ def test_a_read_only_file_is_read_and_not_written(tmp_path: Path) -> None:
     writable.close()
 
 
+def test_a_server_that_goes_after_all_was_read(
+    postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(postgres.create_database())
+    database.migrate()
+    with database.reading() as reading:
+        served_by = reading.value("SELECT pg_backend_pid()")
+        with database.write() as session:
+            session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": served_by})
+    with database.reading() as reading:
+        assert reading.value("SELECT pg_backend_pid()") != served_by
+    assert not caplog.records
+    database.close()
+
+
 def test_postgresql_that_is_away_comes_back() -> None:
     with PostgresServer() as server:
         database = Database(server.create_database())
