@@ -51,6 +51,7 @@ class Prometheus:
             while time.monotonic() < deadline:
                 if any(service == name for service in self.services()):
                     return
+                # Prometheus has nothing to wait on; this adds 5 ms to seconds.
                 time.sleep(0.01)
 
         return see
@@ -129,6 +130,7 @@ def row(who: str, sample: list[float], connections: int, idle: float) -> list[st
 
 def idle_share(pids: list[int]) -> float:
     before = processor_seconds(*pids)
+    # That nothing happens is what is measured.
     time.sleep(IDLE)
     return (processor_seconds(*pids) - before) / IDLE
 
@@ -150,6 +152,7 @@ def main() -> None:
             platform.register_named(f"service-{number}", number)
         with lictor(consul.address, folder) as (address, process):
             wait_for_instances(address, arguments.services, with_digest=True)
+            # What a start leaves to be done is over, and connections that were for it are closed.
             time.sleep(15)
             # One connection is the platform's own.
             connections = consul.connections() - 1
@@ -162,6 +165,7 @@ def main() -> None:
                 deadline = time.monotonic() + PATIENCE
                 while len(set(peer.services())) < arguments.services and time.monotonic() < deadline:
                     time.sleep(0.5)
+                # As above.
                 time.sleep(5)
                 connections = consul.connections() - 1
                 idle = idle_share([pid])
