@@ -78,7 +78,8 @@ class Election:
             # Before Consul's lock is let go, by which another would take it for lost. Where the database
             # does not serve, the next leader waits for the lease to run out.
             with suppress(StoreError, TimeoutError):
-                await asyncio.wait_for(self._thread.call(self._stand_down), _CLOSING)
+                async with asyncio.timeout(_CLOSING):
+                    await self._thread.call(self._stand_down)
             locking.cancel()
             await asyncio.gather(locking, return_exceptions=True)
             self._thread.close(0)
@@ -205,7 +206,8 @@ class Election:
             await asyncio.sleep(seconds)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._consul.changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._consul.changed.wait()
         self._consul.changed.clear()
 
 

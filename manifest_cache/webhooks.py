@@ -60,7 +60,8 @@ class Webhooks:
         finally:
             # Where the database does not serve, a little is delivered once more by the next leader.
             with suppress(StoreError, TimeoutError):
-                await asyncio.wait_for(self._bookmarks.save(), _CLOSING)
+                async with asyncio.timeout(_CLOSING):
+                    await self._bookmarks.save()
             self._thread.close(0)
 
     async def _keep_in_step(self, file: WebhookFile) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from sqlmodel import select
@@ -313,6 +313,42 @@ def test_a_lock_in_consul_that_the_leader_has_not_is_left_to_it(
         assert client.api.kv.get(key)[1] is None
         first.stop()
         row_of(database, holder=second.name, locks=["consul", "database"])
+
+
+class Awaited(asyncio.Event):
+    """An event that knows whether somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        self.awaited.set()
+        return await super().wait()
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["leads", "stands by"])
+def test_one_ends_though_its_lock_changes_at_that_very_moment(
+    database: Database, consul: RunningConsul, leads: bool
+) -> None:
+    if not leads:
+        Lease(database).renew(taken(database, "another"), [])
+
+    async def lead(fenced: FencedDatabase) -> None:
+        await asyncio.Event().wait()
+
+    async def end() -> None:
+        lock = ConsulLock(consul.config(), key=f"lictor/test-{uuid.uuid4()}", holder="one")
+        lock.changed = changed = Awaited()
+        running = asyncio.create_task(Election(database, lock, "one").run(lead))
+        await changed.awaited.wait()
+        changed.set()
+        running.cancel()
+        async with asyncio.timeout(20):
+            await asyncio.wait({running})
+        assert running.cancelled()
+
+    asyncio.run(end())
 
 
 def _registered(client: ConsulClient) -> list[str]:
