@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from http import HTTPStatus
 
 from gunicorn import util  # type: ignore[import-untyped]
@@ -36,7 +37,9 @@ def send(problem: Problem, client: socket.socket) -> None:
         *(f"{name}: {value}" for name, value in answer.headers.items()),
         "Connection: close",
     ]
-    util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+    # Who is gone by now is told nothing, and must not end the loop that this may run on.
+    with suppress(OSError):
+        util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
 
 _PATH_TOO_LONG = PathTooLong(f"{PathTooLong.meaning} {PathTooLong.advice}")

@@ -47,6 +47,12 @@ class Gunicorn:
     def log(self) -> str:
         return self._log.read_text()
 
+    @property
+    def workers(self) -> list[int]:
+        """The ids of the processes that serve now."""
+        parent = self.process.pid
+        return [int(id_) for id_ in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
     def end(self) -> int:
         """Ends it as an init system would; returns its exit status."""
         self.process.terminate()

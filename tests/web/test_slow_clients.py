@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +108,23 @@ def test_who_breaks_off_is_forgotten(
                 # What was sent and not read makes the kernel end it roughly.
                 with suppress(ConnectionResetError):
                     assert client.recv(100) == b""
+        assert server.end() == 0
+    assert "Traceback" not in server.log
+
+
+def test_who_is_gone_before_it_is_refused_takes_no_worker_along(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind, workers="1") as server:
+        (worker,) = server.workers
+        # All of it has come, and the client is gone, before the worker sees any of it.
+        os.kill(worker, signal.SIGSTOP)
+        with connect(bind) as client:
+            client.sendall(HEAD + b"a" * 40_000)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.kill(worker, signal.SIGCONT)
+        assert http.get("/healthz").status_code == 200
+        assert server.workers == [worker]
         assert server.end() == 0
     assert "Traceback" not in server.log
 
