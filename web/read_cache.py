@@ -23,6 +23,7 @@ from web.kept_answer import KeptAnswer
 from web.metrics import READ_CACHE
 from web.observation import ROUTE
 from web.reading import FACTS
+from web.waiting.middleware import STREAM
 from web.whole_answer import Sent, whole_answer
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _asked(environ: WSGIEnvironment) -> _Asked | None:
         or not path.startswith(_PREFIX)
         or "index=" in query
         or "wait=" in query
-        or "event-stream" in accept
+        or STREAM in environ
     ):
         return None
     return _Asked(path, query, accept)

@@ -251,6 +251,25 @@ def test_who_takes_both_gets_the_list(cache: Cache, client: FlaskClient) -> None
     assert client.get(f"{API}/modules", headers=STREAM).status_code == 406
 
 
+@pytest.mark.parametrize("accept", ["text/*", "Text/Event-Stream", "text/event-stream, */*;q=0.1"])
+def test_who_takes_a_stream_before_all_gets_one(cache: Cache, client: FlaskClient, accept: str) -> None:
+    index = cache.module("financial")
+    # Nothing of the first is kept for the second.
+    for _ in range(2):
+        answer = client.get(f"{API}/events?after={index - 1}", headers={"Accept": accept})
+        assert (answer.status_code, answer.content_type) == (200, "text/event-stream")
+        assert blocks(answer, 2)[1].startswith(f"id: {index}\n")
+
+
+def test_who_would_take_a_stream_too_may_wait_for_the_list(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    both = {"Accept": "application/json, text/event-stream"}
+    asking = Asking(client, f"{API}/events?after={index}&wait=1m", headers=both)
+    eventually(lambda: waiting("poll") == 1)
+    cache.announce(instance("mailer"))
+    assert told(asking.answer())["items"][0]["index"] == index + 1
+
+
 def test_a_silent_stream_is_kept_alive(
     cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

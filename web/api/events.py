@@ -35,7 +35,7 @@ bp = Blueprint("events", __name__)
     problems=(EventsGone,),
 )
 def list_events(read: Read, query: EventsQuery) -> EventList | Response:
-    if request.accept_mimetypes.best_match([JSON, EVENT_STREAM]) == EVENT_STREAM:
+    if STREAM in request.environ:
         return _stream(read, query)
     after = max(query.after, place_behind("events", query.cursor, int) or 0)
     refuse_missing(read, after)

@@ -16,11 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote_plus
 
-from werkzeug.datastructures import MultiDict
+from werkzeug.datastructures import MIMEAccept, MultiDict
+from werkzeug.http import parse_accept_header
 
 from web.errors import BadParameter, TooManyWatchers, document
 from web.observation import REQUEST_ID_HEADER
-from web.parsing import query_of
+from web.parsing import JSON, query_of
 from web.reading import INDEX_HEADER
 from web.request_schemas import EventsQuery, WaitQuery
 from web.staleness import CONTACT_HEADER, STALE_HEADER
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 EVENT_STREAM = "text/event-stream"
 STREAM = "lictor.stream"
-"""In the environ where a stream may be the answer: a list, to which the view adds a `StreamStart`."""
+"""In the environ where a stream is wanted: a list, to which the view adds a `StreamStart` if there is one."""
 DETACHES = "lictor.detaches"
 """In the environ, true: the server takes `Detached` as word to let go of the connection."""
 
@@ -104,7 +105,7 @@ class Waiting:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not environ["PATH_INFO"].startswith(_API):
             return self.app(environ, start_response)
-        if environ["PATH_INFO"] == _EVENTS and EVENT_STREAM in environ.get("HTTP_ACCEPT", ""):
+        if _wants_stream(environ):
             return self._stream(environ, start_response)
         wish = _Wish.of(environ) if environ.get("QUERY_STRING") else None
         if wish is None:
@@ -200,6 +201,14 @@ class _Chunks:
     def close(self) -> None:
         self._sock.close()
         self._on_close()
+
+
+def _wants_stream(environ: WSGIEnvironment) -> bool:
+    """Whether the log is asked for, and its client takes a stream rather than a list."""
+    if environ["PATH_INFO"] != _EVENTS:
+        return False
+    accepted: MIMEAccept = parse_accept_header(environ.get("HTTP_ACCEPT", ""), MIMEAccept)
+    return accepted.best_match((JSON, EVENT_STREAM)) == EVENT_STREAM
 
 
 def _name(part: str) -> str:
