@@ -129,7 +129,7 @@ class Mirror:
         if name not in self.names:
             return [], []
         known = self._known.get(name, {})
-        found = self._known[name] = self._instances_in(entries, index)
+        found = self._known[name] = self._instances_of(name, entries, index)
         for key in found:
             self._on_node.setdefault(key.node, set()).add(key)
             self._ahead.add(key)
@@ -137,11 +137,11 @@ class Mirror:
         self._drop(gone)
         return self._altered(found), gone
 
-    def contradicted(self, entries: Iterable[Any], index: int) -> set[Health]:
-        """The states in which an answer of `health/service` has an instance, and a newer watch has it not."""
+    def contradicted(self, name: str, entries: Iterable[Any], index: int) -> set[Health]:
+        """The states that an answer of `health/service/NAME` tells of, and newer watches do not."""
         return {
             state
-            for known in self._instances_in(entries, index).values()
+            for known in self._instances_of(name, entries, index).values()
             for state in known.unwell & {Health.CRITICAL, Health.WARNING}
             if not self._is_unwell(known, state)
         }
@@ -193,7 +193,7 @@ class Mirror:
 
     def differing(self, name: str, entries: Iterable[Any]) -> list[InstanceKey]:
         """The instances that an answer of `health/service/NAME` tells of otherwise, but for their health."""
-        known, found = self._known.get(name, {}), self._instances_in(entries, 0)
+        known, found = self._known.get(name, {}), self._instances_of(name, entries, 0)
         return [key for key in known.keys() | found.keys() if not _is_same(known.get(key), found.get(key))]
 
     def differing_on_node(self, node: str, services: Iterable[Any]) -> set[str]:
@@ -226,11 +226,12 @@ class Mirror:
             name: tuple(sorted(tags or ())) for name, tags in services.items() if self._tag in (tags or ())
         }
 
-    def _instances_in(self, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
+    def _instances_of(self, name: str, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
         found: dict[InstanceKey, _Known] = {}
         for entry in entries:
             known = _read(entry, index, _first(found))
-            if known and self._tag in known.instance.tags:
+            # To Consul, names are the same that differ by case only: it answers with the instances of all.
+            if known and self._tag in known.instance.tags and known.instance.module == name:
                 found[known.instance.key] = known
         return found
 

@@ -277,15 +277,15 @@ class Session:
             self._take_node(place.name, await self._queries.read(node_path(place.name)))
             return
         answer = await self._queries.read(service_path(place.name))
-        await self._resolve(answer)
+        await self._resolve(place.name, answer)
         await self._take_service(place.name, answer)
 
-    async def _resolve(self, answer: Answer) -> None:
+    async def _resolve(self, name: str, answer: Answer) -> None:
         """Looks anew at states that say other than a service does.
 
         They may be newer, or have been answered while a right to read the service was missing.
         """
-        for state in self._mirror.contradicted(answer.data, answer.index):
+        for state in self._mirror.contradicted(name, answer.data, answer.index):
             await self._look_at(self._watches[state])
 
     def _take_node(self, name: str, answer: Answer) -> None:

@@ -261,6 +261,22 @@ def test_a_rename_with_the_same_id(client: ConsulClient, watching: Watching, nam
     client.deregister("same")
 
 
+def test_two_modules_whose_names_differ_by_case_only(
+    client: ConsulClient, watching: Watching, name: str
+) -> None:
+    """Asked for one, Consul answers with the instances of both."""
+    loud = name.upper()
+    client.register(definition(name, f"{name}-1", Check=ttl(f"{name}-1")))
+    client.register(definition(loud, f"{name}-2", Check=ttl(f"{name}-2", "warning")))
+    eventually(lambda: watching.of(name) and watching.of(loud))
+    assert (list(watching.of(name)), list(watching.of(loud))) == ([f"{name}-1"], [f"{name}-2"])
+    client.deregister(f"{name}-1")
+    eventually(lambda: not watching.of(name))
+    assert list(watching.of(loud)) == [f"{name}-2"]
+    assert not [update for update in watching.updates if isinstance(update, Lost)]
+    client.deregister(f"{name}-2")
+
+
 def test_one_id_on_two_external_nodes(client: ConsulClient, watching: Watching, name: str) -> None:
     nodes = [f"{name}-a", f"{name}-b"]
     for node in nodes:
