@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.stage import HOST
-from manifest_cache.http_exchange import connect
+from discovery.http_exchange import connect
 
 IN_FLIGHT = 50
 
@@ -58,7 +58,7 @@ def over_own_client(port: int) -> Get:
     async def get(module: str) -> bytes:
         connection = await connect(HOST, port, tls=None, host=HOST)
         try:
-            await connection.get(f"/{module}", [("Host", HOST), ("Connection", "close")])
+            await connection.request("GET", f"/{module}", [("Host", HOST), ("Connection", "close")])
             content = bytearray()
             while piece := await connection.read():
                 content += piece

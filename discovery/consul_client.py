@@ -1,9 +1,10 @@
 """Talks to Consul's HTTP API: method calls in, Answers or this package's errors out.
 
 The API layer is that of python-consul2 (or of py-consul, its successor, which has the same import
-name), carried by httpx. What that layer lacks or does badly stands beside it: reads with all of
-Consul's response headers, stale and consistent reads, registrations with several checks. Nothing
-here looks at the environment: what a ConsulConfig says, holds.
+name), carried by httpx; where changes are waited for, by connections of our own. What that layer
+lacks or does badly stands beside it: reads with all of Consul's response headers, stale and
+consistent reads, registrations with several checks. Nothing here looks at the environment: what a
+ConsulConfig says, holds.
 
 Each operation is written once, as a function that returns a Call; ConsulClient and
 AsyncConsulClient offer the same operations, the one returning results, the other awaitables.
@@ -11,12 +12,14 @@ AsyncConsulClient offer the same operations, the one returning results, the othe
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import json
 import re
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,8 +36,9 @@ from typing import (
     TypeVar,
     Unpack,
 )
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import h11
 import httpx
 from consul import base
 
@@ -49,8 +53,8 @@ from discovery.errors import (
     RegistryUnavailable,
     UnknownInstance,
 )
+from discovery.kept_connections import KeptConnections, Request, Server, TookTooLong
 from discovery.network_fault import network_fault
-from discovery.stream_transport import Server, StreamTransport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +67,8 @@ _DEFAULT_WAIT = 300.0
 _TRANSFER_LIMIT = 60.0
 # All instances of a big cluster are some 5 MB; whatever is far bigger is no answer of Consul's.
 _MAX_ANSWER_BYTES = 256 * 2**20
+# To zlib: with a header and a checksum of gzip's.
+_GZIP = 16 + zlib.MAX_WBITS
 # Beats that come each ten seconds or so, and quiet minutes between blocking queries, keep theirs.
 _IDLE_CONNECTION_LIMIT = 60.0
 
@@ -97,10 +103,10 @@ class Reading(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came over the wire, complete and unpacked."""
+    """What came over the wire, complete and unpacked; the names of its headers are in lower case."""
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: bytes
 
     @property
@@ -217,7 +223,7 @@ def _library_response(reply: Reply, *, raw: bool) -> base.Response:
     # python-consul2 has the bytes beside the text, py-consul instead of it where they are wanted.
     parts = {
         "code": reply.status,
-        "headers": reply.headers,
+        "headers": httpx.Headers(reply.headers),
         "body": reply.body if raw else reply.text,
         "content": reply.body,
     }
@@ -410,13 +416,13 @@ def _nothing(reply: Reply) -> None:
 
 def _answer(reply: Reply) -> Answer:
     headers = reply.headers
-    contact = headers.get("X-Consul-LastContact", "")
+    contact = headers.get("x-consul-lastcontact", "")
     return Answer(
         data=json.loads(reply.body),
-        index=_number(headers.get("X-Consul-Index", "")),
-        known_leader=_truth(headers.get("X-Consul-KnownLeader")),
+        index=_number(headers.get("x-consul-index", "")),
+        known_leader=_truth(headers.get("x-consul-knownleader")),
         last_contact=_number(contact) / 1000 if contact else None,
-        filtered_by_acls=_truth(headers.get("X-Consul-Results-Filtered-By-ACLs")),
+        filtered_by_acls=_truth(headers.get("x-consul-results-filtered-by-acls")),
         size=len(reply.body),
     )
 
@@ -434,7 +440,7 @@ def _service_and_hash(reply: Reply) -> tuple[dict[str, Any], str]:
     service = json.loads(reply.body)
     if not isinstance(service, dict):
         raise TypeError(f"an object was expected, not {type(service).__name__}")
-    return service, reply.headers.get("X-Consul-ContentHash", "")
+    return service, reply.headers.get("x-consul-contenthash", "")
 
 
 # ------------------------------------------------------------------------------- the two clients
@@ -471,37 +477,28 @@ class _Border:
         self.config = config
         self._max_connections = max_connections
         self._max_answer_bytes = max_answer_bytes
-        self._extensions = {"sni_hostname": config.tls_server_name} if config.tls_server_name else {}
         self._namespace = [("ns", config.namespace)] if config.namespace else []
 
     @property
     def _tls(self) -> ssl.SSLContext | None:
         return self.config.ssl_context() if self.config.scheme == "https" else None
 
-    def _client_options(self) -> dict[str, Any]:
-        config = self.config
+    def _headers(self) -> dict[str, str]:
+        """What is sent with every call."""
         # Packing costs more than it saves as long as the bytes do not leave the machine.
-        headers = {"Accept-Encoding": "identity" if config.is_local else "gzip"}
-        if config.token:
-            headers["X-Consul-Token"] = config.token
-        return {"base_url": _base_url(config), "headers": headers, "auth": config.auth, "trust_env": False}
+        headers = {"Accept-Encoding": "identity" if self.config.is_local else "gzip"}
+        if self.config.token:
+            headers["X-Consul-Token"] = self.config.token
+        return headers
 
-    def _request(self, call: Call[Any]) -> dict[str, Any]:
-        """The arguments of httpx' `stream` for a call."""
+    def _params(self, call: Call[Any]) -> list[tuple[str, str]]:
+        return [*call.params, *self._namespace]
+
+    def _refuse_dots(self, call: Call[Any]) -> None:
         if _DOTS.search(call.path):
             # Every client and server on the way would take "/../" out of the path, and so hit
             # another address than the one that is meant.
             raise RegistryRejected(f"{self._name(call)}: Consul cannot be asked for a name of only dots")
-        limit = self.config.timeout
-        return {
-            "method": call.method,
-            "url": call.path,
-            "params": [*call.params, *self._namespace] or None,
-            "headers": dict(call.headers),
-            "content": call.content,
-            "timeout": httpx.Timeout(limit, read=limit + call.hold),
-            "extensions": self._extensions,
-        }
 
     def _name(self, call: Call[Any]) -> str:
         return f"{call.method} {self.config.address}{call.path}"
@@ -514,22 +511,23 @@ class _Border:
 
     @contextmanager
     def _translated(self, call: Call[Any]) -> Iterator[None]:
-        """Turns what the network and httpx raise into this package's errors."""
+        """Turns what the network and those who use it raise into this package's errors."""
         try:
             yield
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, h11.ProtocolError, TookTooLong, OSError) as error:
             what, kind = self._diagnosis(call, error)
             raise kind(f"{self._name(call)}: {what}") from error
 
     def _diagnosis(self, call: Call[Any], error: Exception) -> tuple[str, type[DiscoveryError]]:
         limit = self.config.timeout
-        if isinstance(error, httpx.PoolTimeout):
+        late = _late(error)
+        if late == "free":
             return f"all {self._max_connections} connections are in use", RegistryUnavailable
-        if isinstance(error, httpx.ConnectTimeout):
+        if late == "connect":
             return f"no connection within {limit:g} s: check CONSUL_HTTP_ADDR", RegistryUnavailable
-        if isinstance(error, httpx.TimeoutException):
+        if late is not None:
             return f"no answer within {limit + call.hold:g} s", RegistryUnavailable
-        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError):
+        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError | h11.LocalProtocolError):
             return f"cannot be sent: {error}", RegistryRejected
         return network_fault(error), RegistryUnavailable
 
@@ -562,7 +560,7 @@ class _Border:
     def _advice(self, reply: Reply) -> str:
         """What to do about a refusal, if the refusal tells."""
         if 300 <= reply.status < 400:
-            target = self._excerpt(reply.headers.get("Location", "another address"))
+            target = self._excerpt(reply.headers.get("location", "another address"))
             return f": it redirects to {target}, which is not followed: check CONSUL_HTTP_ADDR"
         if "HTTP request to an HTTPS server" in reply.text:
             return ": set CONSUL_HTTP_SSL=true, or write https:// into CONSUL_HTTP_ADDR"
@@ -581,25 +579,46 @@ class _Border:
 
 
 class _Body:
-    """Gathers an answer's parts, up to a size and a time."""
+    """Gathers an answer's parts, up to a size, and up to a time after the first."""
 
     def __init__(self, name: str, limit: int, seconds: float) -> None:
         self._name = name
         self._limit = limit
-        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._deadline: float | None = None
         self._parts: list[bytes] = []
         self._size = 0
 
     def add(self, part: bytes) -> None:
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
         self._size += len(part)
         if self._size > self._limit:
-            raise RegistryUnavailable(f"{self._name}: the answer is bigger than {self._limit} bytes")
-        if time.monotonic() > self._deadline:
+            raise self._is_too_big()
+        if now > self._deadline:
             raise RegistryUnavailable(f"{self._name}: the answer came too slowly and was not awaited")
         self._parts.append(part)
 
     def read(self) -> bytes:
         return b"".join(self._parts)
+
+    def unpacked(self, coding: str) -> bytes:
+        """All of it, unpacked; it is bounded too."""
+        if coding in ("", "identity"):
+            return self.read()
+        if coding not in ("gzip", "x-gzip"):
+            raise RegistryUnavailable(f"{self._name}: the answer is packed by {coding!r}, not by gzip")
+        try:
+            content = zlib.decompressobj(_GZIP).decompress(self.read(), self._limit + 1)
+        except zlib.error as error:
+            raise RegistryUnavailable(f"{self._name}: the answer cannot be unpacked: {error}") from error
+        if len(content) > self._limit:
+            raise self._is_too_big()
+        return content
+
+    def _is_too_big(self) -> RegistryUnavailable:
+        return RegistryUnavailable(f"{self._name}: the answer is bigger than {self._limit} bytes")
 
 
 class ConsulClient(_Border):
@@ -628,11 +647,29 @@ class ConsulClient(_Border):
                 keepalive_expiry=_IDLE_CONNECTION_LIMIT,
             ),
         )
-        self._http = httpx.Client(transport=transport, **self._client_options())
+        self._http = httpx.Client(
+            transport=transport,
+            base_url=_base_url(config),
+            headers=self._headers(),
+            auth=config.auth,
+            trust_env=False,
+        )
+        self._extensions = {"sni_hostname": config.tls_server_name} if config.tls_server_name else {}
         self.api = _Api(self.send)
 
     def send(self, call: Call[T]) -> T:
-        with self._traced(call), self._translated(call), self._http.stream(**self._request(call)) as response:
+        self._refuse_dots(call)
+        limit = self.config.timeout
+        request: dict[str, Any] = {
+            "method": call.method,
+            "url": call.path,
+            "params": self._params(call) or None,
+            "headers": dict(call.headers),
+            "content": call.content,
+            "timeout": httpx.Timeout(limit, read=limit + call.hold),
+            "extensions": self._extensions,
+        }
+        with self._traced(call), self._translated(call), self._http.stream(**request) as response:
             body = _Body(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
             for part in response.iter_bytes():
                 body.add(part)
@@ -688,17 +725,33 @@ class AsyncConsulClient(_Border):
             name=config.tls_server_name or url.raw_host.decode(),
             socket_options=() if config.unix_socket else _KEEPALIVE,
         )
-        transport = StreamTransport(server, max_connections=max_connections, expiry=_IDLE_CONNECTION_LIMIT)
-        self._http = httpx.AsyncClient(transport=transport, **self._client_options())
+        self._connections = KeptConnections(
+            server, max_connections=max_connections, expiry=_IDLE_CONNECTION_LIMIT
+        )
+        self._prefix = url.raw_path.decode().rstrip("/")
+        self._sent_always = [("Host", url.netloc.decode()), *self._headers().items()]
+        if config.auth is not None:
+            self._sent_always.append(("Authorization", _basic(*config.auth)))
         self.api = _Api(self.send)
 
     async def send(self, call: Call[T]) -> T:
+        self._refuse_dots(call)
+        name = self._name(call)
+        body = _Body(name, self._max_answer_bytes, _TRANSFER_LIMIT)
         with self._traced(call), self._translated(call):
-            async with self._http.stream(**self._request(call)) as response:
-                body = _Body(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
-                async for part in response.aiter_bytes():
-                    body.add(part)
-        return self._result(call, Reply(response.status_code, response.headers, body.read()))
+            answer = await self._connections.exchange(
+                self._request(call), body.add, limit=self.config.timeout, hold=call.hold
+            )
+        content = body.unpacked(answer.headers.get("content-encoding", "").lower())
+        return self._result(call, Reply(answer.status, answer.headers, content))
+
+    def _request(self, call: Call[Any]) -> Request:
+        query = urlencode(self._params(call))
+        target = f"{self._prefix}{call.path}{'?' if query else ''}{query}"
+        headers = [*self._sent_always, *call.headers.items()]
+        if call.content is not None:
+            headers.append(("Content-Length", str(len(call.content))))
+        return Request(call.method, target, headers, call.content or b"")
 
     query = _async(_query)
     health_state = _async(_health_state)
@@ -718,7 +771,7 @@ class AsyncConsulClient(_Border):
     set_maintenance = _async(_set_maintenance)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._connections.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -767,14 +820,27 @@ def _base_url(config: ConsulConfig) -> httpx.URL:
         raise ConfigError([f"CONSUL_HTTP_ADDR: {config.address!r} is no address: {error}"]) from error
 
 
+def _basic(user: str, password: str) -> str:
+    """RFC 7617."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def _late(error: Exception) -> str | None:
+    """What took too long, in the words of TookTooLong; None if nothing did."""
+    if isinstance(error, TookTooLong):
+        return error.what
+    kinds = {httpx.PoolTimeout: "free", httpx.ConnectTimeout: "connect", httpx.TimeoutException: "answer"}
+    return next((what for kind, what in kinds.items() if isinstance(error, kind)), None)
+
+
 def _tells_of_unknown_check(call: Call[Any], status: int, text: str) -> bool:
     # Older Consuls, 1.8 among them, have no status of its own for a check that they do not know.
     return call.absent is UnknownInstance and status == 500 and "does not have associated TTL" in text
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """The pause in seconds that a server asks for, which it may write as a number or as a date."""
-    text = headers.get("Retry-After", "")
+    text = headers.get("retry-after", "")
     if text.isascii() and text.isdigit():
         return float(text)
     try:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import h11
 
+from discovery.http_exchange import Connection, connect
 from manifest_cache.errors import quoted
 from manifest_cache.fetch_allow import FetchAllow, Resolve, SystemResolver
-from manifest_cache.http_exchange import Connection, connect
 from manifest_cache.http_url import HttpURL
 
 ExchangeFailure = Literal["not-allowed", "unreachable", "tls", "timeout", "bad-response"]

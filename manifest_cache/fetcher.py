@@ -24,12 +24,12 @@ from weakref import WeakValueDictionary
 from discovery import __version__, tracing
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
+from discovery.http_answer import Answer
+from discovery.http_exchange import Connection
 from manifest_cache import metrics
 from manifest_cache.dialer import Dialer, ExchangeFailed, translated_errors
 from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError, quoted
 from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, Network, Resolve
-from manifest_cache.http_answer import Answer
-from manifest_cache.http_exchange import Connection
 from manifest_cache.http_url import HttpURL
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 from manifest_cache.manifest_url import manifest_url
@@ -167,7 +167,7 @@ class ManifestFetcher:
         headers = [("Host", url.authority), *_HEADERS, *tracing.headers()]
         if etag is not None:
             headers.append(("If-None-Match", etag))
-        answer = await connection.get(url.path, headers)
+        answer = await connection.request("GET", url.path, headers)
         if etag is not None and answer.status == HTTPStatus.NOT_MODIFIED:
             return NotModified(etag)
         _refuse_all_but_documents(answer, where)

@@ -15,13 +15,13 @@ from http import HTTPStatus
 
 from discovery import tracing
 from discovery.backoff import Backoff
+from discovery.http_answer import Answer
+from discovery.http_exchange import Connection
 from manifest_cache import webhook_message
 from manifest_cache.database import StoreError
 from manifest_cache.dialer import Dialer, ExchangeFailed, translated_errors
 from manifest_cache.errors import quoted
 from manifest_cache.fetch_allow import FetchAllow
-from manifest_cache.http_answer import Answer
-from manifest_cache.http_exchange import Connection
 from manifest_cache.metrics import WEBHOOK_DELIVERIES, WEBHOOK_LAG
 from manifest_cache.models import Event, utc_now
 from manifest_cache.settings import CacheSettings
@@ -89,7 +89,7 @@ class Post:
 
     async def _exchange(self, connection: Connection, id_: str, body: bytes) -> Answer:
         headers = webhook_message.headers(self._receiver, id_, int(time.time()), body)
-        return await connection.post(self._receiver.url.path, [*headers, *tracing.headers()], body)
+        return await connection.request("POST", self._receiver.url.path, [*headers, *tracing.headers()], body)
 
 
 async def _said(connection: Connection) -> bytes:

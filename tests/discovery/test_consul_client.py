@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import inspect
 import socket
 import threading
@@ -381,6 +382,25 @@ def test_an_answer_is_bounded(connect: Connect, scripted_consul: ScriptedConsul)
     scripted_consul.answer("[" + " " * 999 + "]")
     with pytest.raises(RegistryUnavailable, match="bigger than 1000 bytes"):
         client.catalog_nodes()
+
+
+def packed(body: bytes) -> bytes:
+    content = gzip.compress(body)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def test_a_packed_answer(connect: Connect, scripted_consul: ScriptedConsul) -> None:
+    scripted_consul.answer_raw(packed(b'[{"Node": "one"}]'))
+    assert connect(scripted_consul.config()).catalog_nodes().data == [{"Node": "one"}]
+
+
+def test_a_packed_answer_is_bounded_by_what_is_in_it(
+    connect: Connect, scripted_consul: ScriptedConsul
+) -> None:
+    scripted_consul.answer_raw(packed(b"[" + b" " * 100_000 + b"]"))
+    with pytest.raises(RegistryUnavailable, match="bigger than 1000 bytes"):
+        connect(scripted_consul.config(), max_answer_bytes=1000).catalog_nodes()
 
 
 def test_an_answer_in_drops_is_not_awaited(

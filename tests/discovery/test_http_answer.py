@@ -10,9 +10,9 @@ from typing import TypeAlias
 import h11
 import pytest
 
+from discovery.http_answer import read_answer
+from discovery.http_exchange import Connection
 from discovery.wire import Wire
-from manifest_cache.http_answer import read_answer
-from manifest_cache.http_exchange import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +22,10 @@ Read: TypeAlias = tuple[int, dict[str, str], bytes] | None
 PLAIN = (
     b"HTTP/1.1 200 OK\r\nServer: some/1.0 (x)\r\nContent-Type: application/json\r\n"
     b'ETag: "abc"\r\ncontent-length:  15 \r\nConnection: close\r\n\r\n{"name": "abcd"}'
+)
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'8\r\n{"name":\r\nA\r\n "abcdef",\r\n002\r\n1}\r\n0\r\n\r\n'
 )
 ODD_PIECES = (
     *(
@@ -87,9 +91,9 @@ async def by_us(data: bytes) -> Read:
     return answer.status, answer.headers, body
 
 
-def altered(dice: random.Random) -> bytes:
-    """The plain answer with a few bytes lost, doubled, changed, or others among them."""
-    data = bytearray(PLAIN)
+def altered(answer: bytes, dice: random.Random) -> bytes:
+    """An answer with a few bytes lost, doubled, changed, or others among them."""
+    data = bytearray(answer)
     for _ in range(dice.randint(1, 3)):
         at = dice.randrange(len(data))
         match dice.randrange(4):
@@ -114,12 +118,71 @@ async def test_a_plain_answer() -> None:
     assert (read[0], read[1]["content-length"], read[2]) == (200, "15", b'{"name": "abcd"')
 
 
+async def test_a_plain_answer_in_chunks() -> None:
+    read = await by_us(CHUNKED)
+
+    assert read is not None
+    assert read == by_h11(CHUNKED)
+    assert read[2] == b'{"name": "abcdef",1}'
+
+
 @pytest.mark.parametrize("seed", range(20))
-async def test_any_answer_is_read_as_h11_reads_it(seed: int) -> None:
+@pytest.mark.parametrize("answer", [PLAIN, CHUNKED], ids=["with a length", "in chunks"])
+async def test_any_answer_is_read_as_h11_reads_it(answer: bytes, seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(100):
-        data = altered(dice)
+        data = altered(answer, dice)
         assert await by_us(data) == by_h11(data), data
+
+
+@pytest.mark.parametrize("answer", [PLAIN, CHUNKED], ids=["with a length", "in chunks"])
+async def test_an_answer_may_come_byte_by_byte(answer: bytes) -> None:
+    # What it is read from is asked for more only once all that came was read.
+    class Drops(Wire):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = answer
+
+        async def read(self) -> bytes:
+            drop, self.left = self.left[:1], self.left[1:]
+            return drop
+
+    found, reading = await read_answer(Drops())
+    body = b""
+    while piece := await reading.read():
+        body += piece
+    assert (found.status, found.headers, body) == by_h11(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_over"),
+    [
+        pytest.param(CHUNKED, True, id="chunks"),
+        pytest.param(CHUNKED + b"x", False, id="more after chunks"),
+        pytest.param(CHUNKED.replace(b"0\r\n\r\n", b"0\r\nTrailer: 1\r\n\r\n"), True, id="trailers"),
+        pytest.param(CHUNKED.replace(b"8\r\n", b"8;a=b\r\n"), True, id="a chunk with an extension"),
+        pytest.param(
+            CHUNKED.replace(b"\r\nTr", b"\r\nConnection: close\r\nTr"), False, id="a farewell before chunks"
+        ),
+        pytest.param(PLAIN, False, id="a farewell"),
+        pytest.param(PLAIN.replace(b"Connection: close\r\n", b""), False, id="more than it says"),
+        pytest.param(PLAIN.replace(b"Connection: close\r\n", b"")[:-1], True, id="as long as it says"),
+        pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", False, id="HTTP/1.0"),
+        pytest.param(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1\r\n\r\nx", True, id="another status"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n\r\nx", False, id="until the end"),
+    ],
+)
+async def test_whether_the_connection_can_carry_another(answer: bytes, is_over: bool) -> None:
+    ours, peer = socket.socketpair()
+    with peer:
+        peer.sendall(answer)
+        peer.shutdown(socket.SHUT_WR)
+        _, wire = await asyncio.get_running_loop().create_connection(Wire, sock=ours)
+        _, reading = await read_answer(wire)
+        while await reading.read():
+            assert not answer.endswith(b"x") or not reading.is_over or is_over
+        assert reading.is_over == is_over
+        wire.abort()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +227,7 @@ async def test_nothing_is_sent_that_could_be_taken_for_another_request(target: s
         _, wire = await asyncio.get_running_loop().create_connection(Wire, sock=ours)
         connection = Connection(wire)
         with pytest.raises(h11.LocalProtocolError):
-            await connection.get(target, [("Host", "h"), ("X", header)])
+            await connection.request("GET", target, [("Host", "h"), ("X", header)])
         connection.close()
         assert await asyncio.to_thread(peer.recv, 100) == b""
 

@@ -1,8 +1,7 @@
-"""One request over a connection of its own: an address and a request in, the answer's head and body out.
+"""Requests over one connection, one after another: a request in, its answer's head and body out.
 
-Each manifest comes from another origin, so that there is no connection to use again and nothing for
-a pool to do. The answer of nearly every server is read as it stands, any other by h11: no client with
-pools, redirects, cookies and proxies is half as quick.
+The answer of nearly every server is read as it stands, any other by h11: no client with pools,
+redirects, cookies and proxies is half as quick.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import ssl
 
 import h11
 
+from discovery.http_answer import TOKEN, Answer, Reading, read_answer
 from discovery.wire import Wire
-from manifest_cache.http_answer import TOKEN, Answer, Reading, read_answer
 
 # So that what is sent can be taken for no other request, whatever its parts are made of.
 _TARGET = re.compile(r"[!-~]+")
@@ -22,7 +21,7 @@ _FIELD = re.compile(rf"{TOKEN.decode()}: [\t -~]*")
 
 
 class Connection:
-    """A connection that carries one request and its answer.
+    """A connection, which carries an exchange after the other: each answer is read to its end first.
 
     Raises OSError where the connection breaks, and `h11.ProtocolError` where what comes is not HTTP.
     """
@@ -31,17 +30,19 @@ class Connection:
         self._wire = wire
         self._reading: Reading | None = None
 
-    async def get(self, target: str, headers: list[tuple[str, str]]) -> Answer:
-        """Sends the request; returns the head of its answer. `headers` begin with `Host`."""
-        return await self._request("GET", target, headers)
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request can be sent: a peer that spoke unasked has said farewell."""
+        return (self._reading is None or self._reading.is_over) and self._wire.is_silent
 
-    async def post(self, target: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
-        """As `get`, with a body whose `Content-Length` is among the headers."""
-        return await self._request("POST", target, headers, body)
-
-    async def _request(
+    async def request(
         self, method: str, target: str, headers: list[tuple[str, str]], body: bytes = b""
     ) -> Answer:
+        """Sends a request; returns the head of its answer.
+
+        `headers` begin with `Host`, and tell the length of a body. `HEAD` and `CONNECT` are answered
+        in other ways, and not for this.
+        """
         fields = [f"{name}: {value}" for name, value in headers]
         if not (_TARGET.fullmatch(target) and all(map(_FIELD.fullmatch, fields))):
             raise h11.LocalProtocolError("the target or a header of the request has no place in HTTP")

@@ -1,4 +1,4 @@
-"""The transport under the asynchronous Consul client, against servers that treat connections badly."""
+"""The connections under the asynchronous Consul client, with servers that treat connections badly."""
 
 from __future__ import annotations
 
@@ -6,21 +6,44 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-import httpx
+import h11
 import pytest
 
 from discovery.consul_agent import free_ports
-from discovery.stream_transport import Server, StreamTransport
+from discovery.kept_connections import KeptConnections, Request, Server, TookTooLong
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+class Client:
+    """Asks for one thing, over connections that are kept."""
+
+    def __init__(self, connections: KeptConnections, limit: float = 30.0) -> None:
+        self._connections = connections
+        self._limit = limit
+        self.pieces: list[int] = []
+
+    async def get(self) -> bytes:
+        """The body of the answer."""
+        body = bytearray()
+        self.pieces = []
+
+        def take(piece: bytes) -> None:
+            self.pieces.append(len(piece))
+            body.extend(piece)
+
+        request = Request("GET", "/", [("Host", "here")])
+        answer = await self._connections.exchange(request, take, limit=self._limit)
+        assert answer.status == 200
+        return bytes(body)
+
+
 @asynccontextmanager
 async def client_of(
     handler: Handler, *, expiry: float = 60.0, limit: float = 30.0
-) -> AsyncGenerator[tuple[httpx.AsyncClient, list[int]]]:
+) -> AsyncGenerator[tuple[Client, list[int]]]:
     """A client of a server, and the numbers of requests that each connection carried."""
     carried: list[int] = []
     serving: list[asyncio.Task[None] | None] = []
@@ -43,9 +66,9 @@ async def client_of(
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         _, port = server.sockets[0].getsockname()
         to = Server(host="127.0.0.1", port=port, unix_socket=None, tls=None, name="127.0.0.1")
-        transport = StreamTransport(to, max_connections=2, expiry=expiry)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=limit) as client:
-            yield client, carried
+        connections = KeptConnections(to, max_connections=2, expiry=expiry)
+        yield Client(connections, limit), carried
+        await connections.aclose()
         await asyncio.gather(*filter(None, serving))
 
 
@@ -61,9 +84,9 @@ async def answer_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 async def test_a_connection_carries_one_request_after_the_other() -> None:
     async with client_of(answer) as (client, carried):
         for _ in range(5):
-            assert (await client.get("/")).text == "ok"
+            assert await client.get() == b"ok"
         assert carried == [5]
-        await asyncio.gather(*(client.get("/") for _ in range(6)))
+        await asyncio.gather(*(client.get() for _ in range(6)))
         assert len(carried) == 2
 
 
@@ -80,7 +103,7 @@ async def test_a_connection_that_the_server_left_is_not_used_again() -> None:
 
     async with client_of(answer_and_hang_up) as (client, carried):
         for _ in range(3):
-            assert (await client.get("/")).text == "ok"
+            assert await client.get() == b"ok"
             await left.wait()
             left.clear()
         assert carried == [1, 1, 1]
@@ -90,8 +113,7 @@ async def test_a_connection_that_the_server_left_is_not_used_again() -> None:
 async def test_what_a_server_says_unasked_answers_nothing() -> None:
     async with client_of(answer_twice) as (client, carried):
         for _ in range(3):
-            response = await client.get("/")
-            assert (response.status_code, response.text) == (200, "ok")
+            assert await client.get() == b"ok"
         assert carried == [1, 1, 1]
 
 
@@ -99,7 +121,7 @@ async def test_what_a_server_says_unasked_answers_nothing() -> None:
 async def test_a_connection_that_was_idle_for_long_is_not_used_again() -> None:
     async with client_of(answer, expiry=0.0) as (client, carried):
         for _ in range(2):
-            assert (await client.get("/")).text == "ok"
+            assert await client.get() == b"ok"
         assert carried == [1, 1]
 
 
@@ -114,13 +136,9 @@ async def test_a_large_answer_is_read_as_it_is_taken() -> None:
             await writer.drain()
         writer.write(b"0\r\n\r\n")
 
-    async with client_of(answer_much) as (client, _), client.stream("GET", "/") as response:
-        parts = []
-        async for part in response.aiter_bytes():
-            parts.append(len(part))
-            await asyncio.sleep(0)
-        assert sum(parts) == size
-        assert max(parts) < size / 2, "it does not wait in memory as a whole"
+    async with client_of(answer_much) as (client, _):
+        assert len(await client.get()) == size
+        assert max(client.pieces) <= 1024 * 1024, "it does not wait in memory as a whole"
 
 
 @pytest.mark.anyio
@@ -130,8 +148,8 @@ async def test_an_answer_that_is_cut_off() -> None:
         writer.close()
 
     async with client_of(cut) as (client, _):
-        with pytest.raises(httpx.RemoteProtocolError):
-            await client.get("/")
+        with pytest.raises(h11.RemoteProtocolError):
+            await client.get()
 
 
 @pytest.mark.anyio
@@ -141,9 +159,9 @@ async def test_whoever_is_cancelled_leaves_no_place_taken() -> None:
 
     async with client_of(hang, limit=0.2) as (client, carried):
         for _ in range(3):
-            with pytest.raises(httpx.ReadTimeout):
-                await client.get("/")
-            task = asyncio.create_task(client.get("/"))
+            with pytest.raises(TookTooLong, match="answer"):
+                await client.get()
+            task = asyncio.create_task(client.get())
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -155,8 +173,21 @@ async def test_whoever_is_cancelled_leaves_no_place_taken() -> None:
 async def test_a_name_with_several_addresses_that_all_refuse() -> None:
     (port,) = free_ports(1)
     to = Server(host="localhost", port=port, unix_socket=None, tls=None, name="localhost")
-    transport = StreamTransport(to, max_connections=1, expiry=60)
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-        with pytest.raises(httpx.ConnectError) as raised:
-            await client.get("/")
-        assert isinstance(raised.value.__cause__, ConnectionRefusedError)
+    connections = KeptConnections(to, max_connections=1, expiry=60)
+    with pytest.raises(ConnectionRefusedError):
+        await Client(connections).get()
+
+
+@pytest.mark.anyio
+async def test_whoever_finds_no_connection_free() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with client_of(hang) as (client, _):
+        busy = [asyncio.create_task(client.get()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(TookTooLong, match="free"):
+            await Client(client._connections, limit=0.05).get()
+        for task in busy:
+            task.cancel()
+        await asyncio.wait(busy)
