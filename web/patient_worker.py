@@ -16,9 +16,8 @@ from functools import partial
 from selectors import EVENT_READ
 from typing import Any, NamedTuple
 
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
-
 from web import refusals
+from web.bounded_worker import BoundedWorker
 
 # In seconds. A request that is not whole by then is not waited for any longer.
 _REQUEST_WITHIN = 10.0
@@ -31,7 +30,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IG
 _EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc]
+class PatientWorker(BoundedWorker):
     """What waits for a request is among `pending_conns`, which gunicorn closes at their `timeout`.
 
     Names of gunicorn's that are no public interface and are relied on: `enqueue_req`,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -126,6 +127,25 @@ def test_who_is_gone_before_it_is_refused_takes_no_worker_along(
         assert http.get("/healthz").status_code == 200
         assert server.workers == [worker]
         assert server.end() == 0
+    assert "Traceback" not in server.log
+
+
+def test_more_connections_than_files_wait(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind, workers="1") as server:
+        (worker,) = server.workers
+        files = len(list(Path(f"/proc/{worker}/fd").iterdir())) + 10
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (files, files))
+        with ExitStack() as stack:
+            for _ in range(30):
+                stack.enter_context(connect(bind))
+            eventually(lambda: "new connections wait" in server.log)
+            assert server.workers == [worker]
+        assert http.get("/healthz").status_code == 200
+        assert server.workers == [worker]
+        assert server.end() == 0
+    assert server.log.count("new connections wait") == 1
     assert "Traceback" not in server.log
 
 
