@@ -96,8 +96,10 @@ class Snapshot:
 
         None stands for all that tell of none.
         """
+        # Grouped by what no index has, or SQLite goes through all of that by modules and the index.
+        name = "module || ''"
         rows = self._reading.rows(
-            'SELECT module, max("index") FROM events WHERE "index" > ? GROUP BY module', after
+            f'SELECT {name}, max("index") FROM events WHERE "index" > ? GROUP BY {name}', after
         )
         return dict(rows)
 
