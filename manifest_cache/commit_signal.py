@@ -7,6 +7,7 @@ import math
 import os
 import select
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Protocol
@@ -43,34 +44,70 @@ class CommitSignal(Protocol):
 
     def watch(self) -> CommitWatch: ...
 
+    def close(self) -> None: ...
+
 
 def for_url(url: URL) -> CommitSignal:
     return _FileSignal(url) if url.get_backend_name() == "sqlite" else _PostgresSignal(url)
 
 
 class _FileSignal:
-    """SQLite tells nobody of a commit, but the kernel tells of a written file at once."""
+    """SQLite tells nobody of a commit, but the kernel tells of a written file at once.
+
+    The file is kept open, so that the first call after a commit is the one that wakes: at each call a
+    thread lets others run, and may wait for its turn again.
+    """
 
     def __init__(self, url: URL) -> None:
         self._path = Path(f"{url.database}-signal")
+        # A number that was closed may be another file's: nobody may write to it then.
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._identity = (0, 0)
 
     def in_transaction(self, connection: Connection) -> None:
         pass
 
     def after_commit(self) -> None:
         # What is committed stays committed if the file cannot be written: watches then wake late.
-        with contextlib.suppress(OSError):
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                # Written in place: a file that is emptied first is flushed to the disk when closed.
-                os.pwrite(file, b"\n", 0)
-            finally:
-                os.close(file)
+        with self._lock, contextlib.suppress(OSError):
+            if self._file is None or not self._touch(self._file):
+                # Whoever watches by now watches the one that took its place.
+                self._close()
+                self._open()
 
     def watch(self) -> CommitWatch:
         if not self._path.exists():
             self._path.touch()
         return _InotifyWatch(self._path) if sys.platform == "linux" else _PollingWatch(self._path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _touch(self, file: int) -> bool:
+        """False if the file cannot be written, or is no longer the one that watches are opened on."""
+        try:
+            # Written in place: a file that is emptied first is flushed to the disk when closed.
+            os.pwrite(file, b"\n", 0)
+            return _identity(self._path.stat()) == self._identity
+        except OSError:
+            return False
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._identity = _identity(os.fstat(self._file))
+        os.pwrite(self._file, b"\n", 0)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """The same for all names of one file, and for no other as long as that is open."""
+    return status.st_dev, status.st_ino
 
 
 class _InotifyWatch:
@@ -80,14 +117,20 @@ class _InotifyWatch:
 
         self._inotify = Inotify()
         self._inotify.add_watch(path, Mask.MODIFY)
+        os.set_blocking(self._inotify.fd, False)
         self._poll = select.poll()
         self._poll.register(self._inotify.fd, select.POLLIN)
 
     def wait(self, timeout: float) -> bool:
-        if not self._poll.poll(math.ceil(max(timeout, 0) * 1000)):
+        # Whoever was told that there is something needs one call less.
+        return self._take() or (bool(self._poll.poll(math.ceil(max(timeout, 0) * 1000))) and self._take())
+
+    def _take(self) -> bool:
+        """Takes all that is there: what it says is known. False if there is nothing."""
+        try:
+            os.read(self._inotify.fd, _MANY_EVENTS)
+        except BlockingIOError:
             return False
-        # All that is there; what it says is known.
-        os.read(self._inotify.fd, _MANY_EVENTS)
         return True
 
     def fileno(self) -> int:
@@ -138,6 +181,9 @@ class _PostgresSignal:
 
     def watch(self) -> CommitWatch:
         return _ListeningWatch(self._url)
+
+    def close(self) -> None:
+        pass
 
 
 class _ListeningWatch:

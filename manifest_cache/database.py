@@ -99,6 +99,7 @@ class Database:
 
     def close(self) -> None:
         self._glance.close()
+        self._signal.close()
         self._engine.dispose()
 
     def index(self) -> int:

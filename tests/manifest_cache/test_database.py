@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -148,6 +149,44 @@ def test_a_wait_ends_with_the_commit(database_url: str, database: Database) -> N
     waiting.join(20)
     other.close()
     assert [got for got, _ in woken] == [index]
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced", "renamed"])
+def test_a_watch_wakes_though_the_signals_file_became_another(tmp_path: Path, what: str) -> None:
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    database.migrate()
+    store = Store(database, CacheSettings())
+    index = write(database)
+    signal, other = tmp_path / "lictor.db-signal", tmp_path / "other"
+    other.touch()
+    if what == "removed":
+        signal.unlink()
+    else:
+        _ = other.rename(signal) if what == "replaced" else signal.rename(other)
+    for number in range(2):
+        watch = database.watch()
+        instance = ServiceInstance(module="m", id=f"another-{number}", address="127.0.0.1")
+        assert store.apply([Change(source="consul", present=(instance,))]).index > index
+        assert watch.wait(60)
+        watch.close()
+    database.close()
+
+
+def test_many_writers_keep_one_file_open_for_the_signal(tmp_path: Path) -> None:
+    def open_ones() -> int:
+        found = (os.path.realpath(number) for number in Path("/proc/self/fd").iterdir())
+        return sum(path == f"{tmp_path}/lictor.db-signal" for path in found)
+
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    database.migrate()
+    threads = [threading.Thread(target=write, args=[database]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert open_ones() == 1
+    database.close()
+    assert open_ones() == 0
 
 
 def test_a_wait_for_what_is_there_returns_at_once(database: Database) -> None:

@@ -98,6 +98,9 @@ class Connections:
     def call(self, function: Callable[[], None]) -> None:
         """Has the thread run this soon; from any thread, and from a signal's handler."""
         self._calls.append(function)
+        if threading.get_ident() == self._thread.ident:
+            # It looks at what is called before it waits again.
+            return
         # Where it is full, the thread wakes anyway; where it is closed, nothing waits any more.
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
