@@ -54,9 +54,10 @@ class Picture:
     Presence is believed at once. Absence is doubted when more than the share `max_drop` of the
     believed instances (and at least five) are missing at once, or when a complete change tells of
     none at all; it is believed when that has been so for `patience` seconds, without the source
-    being lost meanwhile, or when an operator says so. While the source itself is not sure of what
-    it tells, any absence is doubted; where it has been unsure for longer than `patience` (a token
-    that may not read everything, say) that is its way, and it is judged like any other.
+    being lost meanwhile, or when an operator says so: at once, or where the source tells nothing
+    now, as soon as it does. While the source itself is not sure of what it tells, any absence is
+    doubted; where it has been unsure for longer than `patience` (a token that may not read
+    everything, say) that is its way, and it is judged like any other.
 
     Times are seconds of a monotonic clock.
     """
@@ -69,6 +70,8 @@ class Picture:
     # What is believed and not told, kept along: looking for it would take as long as there is of both.
     _missing: set[InstanceKey] = field(default_factory=set)
     _complete: bool = False
+    _is_heard: bool = False
+    _is_accepted: bool = False
     _doubted_since: float | None = None
     _unsure: str | None = None
     _unsure_since: float = 0.0
@@ -78,7 +81,10 @@ class Picture:
         if change.doubt is not None and self._unsure is None:
             self._unsure_since = now
         self._unsure = change.doubt
+        self._is_heard = True
         self._take(change)
+        if self._is_accepted and self._complete:
+            return self._believe_all(change.present)
         # Once it is doubted, an empty registry stays so until it tells of something: that it goes on
         # answering is no deregistration.
         doubted = self._doubted_since is not None
@@ -96,16 +102,19 @@ class Picture:
         self._missing |= self.believed.intersection(change.gone)
         self._missing -= present
 
-    def look_again(self, now: float, *, accept: bool = False) -> Verdict:
-        """Judges anew what the source told last; `accept` if an operator believes it."""
-        if accept and self._complete:
-            self._unsure_since = -math.inf
-            return self._believe(())
+    def look_again(self, now: float) -> Verdict:
+        """Judges anew what the source told last."""
         return self._judge((), now, empty=not self._told)
+
+    def accept(self) -> Verdict | None:
+        """An operator believes what the source tells; None if that is to come yet."""
+        self._is_accepted = True
+        return self._believe_all(()) if self._is_heard and self._complete else None
 
     def lose(self) -> None:
         """The source was lost: what it confirms has to be confirmed from the beginning."""
         self._doubted_since = self._unsure = None
+        self._is_heard = False
 
     @property
     def doubted_until(self) -> float | None:
@@ -129,6 +138,12 @@ class Picture:
         reason = f"{unsure}: {reason}" if unsure else f"{reason} at once"
         self.believed.update(instance.key for instance in present)
         return Verdict(Change(source=self.source, present=present), Doubted(self.source, reason))
+
+    def _believe_all(self, present: tuple[ServiceInstance, ...]) -> Verdict:
+        """As an operator said, for whom the source need not be sure of it either."""
+        self._is_accepted = False
+        self._unsure_since = -math.inf
+        return self._believe(present)
 
     def _believe(self, present: tuple[ServiceInstance, ...]) -> Verdict:
         gone = tuple(sorted(self._missing))
@@ -159,11 +174,8 @@ class Beliefs:
         if isinstance(said, Lost):
             picture.lose()
             return [said]
-        if isinstance(said, Accept):
-            verdict = picture.look_again(now, accept=True)
-        else:
-            verdict = picture.hear(said, now)
-        return [verdict.believed, verdict.standing]
+        verdict = picture.accept() if isinstance(said, Accept) else picture.hear(said, now)
+        return [verdict.believed, verdict.standing] if verdict is not None else []
 
     def look_again(self, now: float) -> list[Update]:
         """What to believe without new word: of sources whose time of doubt is over."""

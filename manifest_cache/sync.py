@@ -170,11 +170,16 @@ class Term:
 
     async def _take_acceptances(self) -> None:
         """Believes what an operator says is to be believed."""
+        known: set[str] = set()
         while True:
             self._requests.clear()
-            for source in await self._patiently("read requests", self._store.accept_requests):
-                logger.warning("accepted by an operator source=%s", source)
+            requested = await self._patiently("read requests", self._store.accept_requests)
+            for source in requested:
+                # A request stands until its source was heard, which may take days.
+                if source not in known:
+                    logger.warning("accepted by an operator source=%s", source)
                 self._inbox.put(Accept(source))
+            known = set(requested)
             await wake(self._requests)
 
     async def _expire(self) -> None:

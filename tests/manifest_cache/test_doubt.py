@@ -192,10 +192,23 @@ def test_a_restart_forgets_nothing() -> None:
     assert removed(beliefs.hear(complete(99), 1)) == 1
 
 
-def test_acceptance_before_anything_was_told_removes_nothing() -> None:
+def test_an_acceptance_before_anything_was_told_is_of_what_is_told_first() -> None:
     beliefs = Beliefs(0.3, PATIENCE)
     beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
-    assert removed(beliefs.hear(Accept("consul"), 0)) == 0
+    assert beliefs.hear(Accept("consul"), 0) == [], "nothing is known of it, not even that it is there"
+    updates = beliefs.hear(complete(10), 1)
+    assert not doubted(updates)
+    assert removed(updates) == 90
+    assert doubted(beliefs.hear(complete(0), 2)), "it was accepted once"
+
+
+def test_an_acceptance_while_a_source_is_lost_is_of_what_it_tells_when_it_is_back(beliefs: Beliefs) -> None:
+    beliefs.hear(complete(10), 1)
+    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 2)
+    assert beliefs.hear(Accept("consul"), 3) == [], "that it is lost still stands"
+    updates = beliefs.hear(complete(20), 4)
+    assert not doubted(updates)
+    assert removed(updates) == 80
 
 
 def test_sources_are_doubted_apart(beliefs: Beliefs) -> None:

@@ -123,6 +123,12 @@ def test_the_path_comes_from_the_meta(sync: Sync, client: ConsulClient, name: st
         eventually(lambda: sync.version(name) == "1.0.0")
 
 
+def doubted(sync: Sync) -> bool:
+    """Whether what Consul tells is."""
+    with sync.reader.snapshot() as snapshot:
+        return any(source.doubt is not None for source in snapshot.sources if source.name == "consul")
+
+
 HTML = answer("<!doctype html><title>Welcome</title>", headers={"Content-Type": "text/html"})
 DEEP = answer("[" * 10_000 + "]" * 10_000)
 
@@ -224,10 +230,6 @@ def test_consul_absent_then_there_then_wiped(
         with sync.reader.snapshot() as snapshot:
             return any(source.connected for source in snapshot.sources if source.name == "consul")
 
-    def doubt() -> str | None:
-        with sync.reader.snapshot() as snapshot:
-            return next(source.doubt for source in snapshot.sources if source.name == "consul")
-
     with sync.running(), serving(name) as module, server.client() as client:
         eventually(lambda: sync.reader.index() > 0)
         assert not connected()
@@ -241,12 +243,12 @@ def test_consul_absent_then_there_then_wiped(
         assert found is not None
         assert (found.status, found.version) == ("available", "1.0.0"), "the last known good is kept"
         server.start()
-        eventually(lambda: doubt() is not None)
+        eventually(lambda: doubted(sync))
         found = sync.module(name)
         assert found is not None
         assert found.status == "available", "that Consul is empty is not believed at once"
         assert sync.store.request_acceptance() == ["consul"]
-        eventually(lambda: doubt() is None and (module := sync.module(name)) and module.total == 0)
+        eventually(lambda: not doubted(sync) and (module := sync.module(name)) and module.total == 0)
         client.register(definition(module, name))
         eventually(lambda: (module := sync.module(name)) and module.status == "available")
 
@@ -266,6 +268,24 @@ def test_a_doubt_ends_by_itself(
             types = [event.type for event in snapshot.events(after=index)]
     assert types.index("registry.doubted") < types.index("instance.removed")
     assert types.index("registry.doubted") < types.index("registry.accepted")
+
+
+def test_what_was_accepted_while_none_ran_is_believed_by_the_next(
+    make: Callable[..., Sync], consul_server: Callable[..., ConsulServer], name: str
+) -> None:
+    server = consul_server()
+    sync = make(server.config())
+    with serving(name) as module, server.client() as client:
+        with sync.running():
+            client.register(definition(module, name))
+            eventually(lambda: sync.version(name) == "1.0.0")
+        client.deregister(name)
+        with sync.running():
+            eventually(lambda: doubted(sync))
+        assert sync.store.request_acceptance() == ["consul"]
+        with sync.running():
+            eventually(lambda: (module := sync.module(name)) and module.total == 0)
+        assert sync.store.accept_requests() == []
 
 
 def test_what_was_known_outlives_a_restart(
