@@ -170,7 +170,9 @@ class Election:
             if isinstance(result, Exception) and not _is_fenced(result):
                 raise result
         logger.warning("another synchronizer has taken the lead, so this one stands by holder=%s", self._name)
-        await self._thread.call(self._stand_down)
+        # Where nothing can be written the lease stays as it is: another has it.
+        with suppress(StoreUnavailable):
+            await self._thread.call(self._stand_down)
 
     async def _renew(self, fenced: FencedDatabase) -> None:
         trouble = _Trouble()

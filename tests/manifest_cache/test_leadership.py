@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -248,6 +249,36 @@ def test_who_is_fenced_off_stands_by_and_may_lead_again(stand: Stand, database: 
     eventually(lambda: only.leads)
     assert only.terms == 2
     row_of(database, token=3)
+
+
+def test_who_is_fenced_off_while_nothing_can_be_written_stands_by(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manifest_cache.database.BUSY_TIMEOUT", 0.1)
+    terms: list[int] = []
+    replaced = threading.Event()
+
+    async def lead(fenced: FencedDatabase) -> None:
+        terms.append(fenced.token)
+        if len(terms) == 1:
+            await asyncio.to_thread(replaced.wait)
+            raise Fenced("another leads")
+        await asyncio.Event().wait()
+
+    own = Database(database_url)
+    lock = database_lock.for_database(database)
+    with ExitStack() as ending, Beside(lambda: Election(own, None, "one").run(lead)) as candidate:
+        ending.callback(own.close)
+        ending.callback(replaced.set)
+        row_of(database, locks=["database"])
+        other = taken(database, "other")
+        with database.write():
+            replaced.set()
+            eventually(lambda: lock.acquire() or candidate.ended)
+        lock.release()
+        assert not candidate.ended
+        Lease(database).release(other)
+        eventually(lambda: terms == [1, 3])
 
 
 def test_a_silent_leader_is_replaced_though_it_holds_its_locks(
