@@ -281,8 +281,10 @@ def _all_faults(raw: bytes, module: str | None) -> list[Fault]:
     faults = [*document.faults]
     seen = {fault.path for fault in faults}
     for fault in _schema_faults(document, module):
+        if len(faults) >= strict_json.MAX_FAULTS:
+            break
         # What is no JSON at all need not also be of the wrong type.
-        if fault.path not in seen and len(faults) < strict_json.MAX_FAULTS:
+        if fault.path not in seen:
             faults.append(fault)
     return sorted(faults, key=lambda fault: (fault.line or 0, fault.column or 0))
 

@@ -110,10 +110,14 @@ _LENIENT = json.JSONDecoder(
 
 @dataclass(slots=True)
 class _Node:
-    """A value's place in the text; `key` is what the next member of an object is called."""
+    """A value's place in the text; `key` is what the next member of an object is called.
+
+    `first` is the place of the first member of that name, where an object has several.
+    """
 
     name: str | int
     start: int
+    first: int
     is_object: bool = False
     key: str | None = None
     children: dict[str | int, _Node] = field(default_factory=dict)
@@ -216,7 +220,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.faults: list[Fault] = []
-        document = _Node("", 0)
+        document = _Node("", 0, 0)
         self._stack = [document]
         for match in _TOKEN.finditer(text):
             self._token(match[0], match.start())
@@ -231,7 +235,9 @@ class _Scanner:
         else:
             name = len(parent.children) if parent.key is None else parent.key
             parent.key = None
-            node = parent.children[name] = _Node(name, start, is_object=token.startswith("{"))
+            twin = parent.children.get(name)
+            first = start if twin is None else twin.first
+            node = parent.children[name] = _Node(name, start, first, is_object=token.startswith("{"))
             self._stack.append(node)
             self._scalar(token, start)
             if token not in ("[", "{"):
@@ -239,8 +245,9 @@ class _Scanner:
 
     def _name(self, parent: _Node, name: str, start: int) -> None:
         self._check_surrogates(name, "the key", start)
-        if name in parent.children:
-            first = self.text.count("\n", 0, parent.children[name].start) + 1
+        # To find a line takes as long as the text before it: that is done only for what is told.
+        if name in parent.children and not self._is_full:
+            first = self.text.count("\n", 0, parent.children[name].first) + 1
             message = f"the key {quoted(name)} stands twice in one object, first on line {first}"
             self._add("duplicate-key", message, start, name)
         parent.key = name
@@ -268,7 +275,11 @@ class _Scanner:
             message = f"the number {number} is out of range ({error}): send it as a string"
             self._add("number-out-of-range", message, start)
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self.faults) >= MAX_FAULTS
+
     def _add(self, type: FaultType, message: str, start: int, *names: str) -> None:
-        if len(self.faults) < MAX_FAULTS:
+        if not self._is_full:
             path = [node.name for node in self._stack[2:]] + list(names)
             self.faults.append(_fault(self.text, type, path, message, start))

@@ -56,6 +56,9 @@ FULL: dict[str, Any] = {
 }
 
 
+PARTS = ("routes", "navigation", "permissions", "requires", "provides", "links")
+
+
 def faults_of(raw: bytes | str, **options: Any) -> tuple[Fault, ...]:
     with pytest.raises(ManifestInvalid) as caught:
         parse_manifest(raw, **options)
@@ -268,6 +271,13 @@ def test_a_key_that_stands_twice() -> None:
     assert "first on line 3" in fault.message
 
 
+def test_a_key_that_stands_three_times() -> None:
+    faults = faults_of('{"name": "a", "version": "1.0.0",\n"x": 1,\n"x": 2,\n"x": 3}')
+
+    assert [fault.line for fault in faults] == [3, 4]
+    assert all("first on line 2" in fault.message for fault in faults)
+
+
 @pytest.mark.parametrize(
     "member",
     [
@@ -439,8 +449,19 @@ def test_faults_within_another_document_have_no_place() -> None:
         + "{}," * 340_000
         + "{}]}]}",
         '{"name": "a", "version": "1.0.0", "' + "k" * 500_000 + '": [' + "NaN," * 100_000 + "1]}",
+        '{"name": 1, ' + '"k":1,' * 170_000 + '"k":1}',
+        json.dumps({part: [{"title": 1, "description": 1} for _ in range(1000)] for part in PARTS})
+        + " " * 700_000,
     ],
-    ids=["many values", "many faults", "many wrong entries", "many wrong children", "long key"],
+    ids=[
+        "many values",
+        "many faults",
+        "many wrong entries",
+        "many wrong children",
+        "long key",
+        "one key many times",
+        "many wrong parts",
+    ],
 )
 def test_a_mebibyte_of_faults_takes_bounded_time_and_makes_a_short_report(raw: str) -> None:
     started = time.monotonic()
