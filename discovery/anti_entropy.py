@@ -81,9 +81,8 @@ class AntiEntropy:
     async def _compare_services(self) -> None:
         suspects: dict[str, object] = {}
         nodes = list(self._mirror.nodes)
-        async for names in (
-            self._by_node(nodes) if len(nodes) <= len(self._mirror.names) else self._by_service()
-        ):
+        by_node = 0 < len(nodes) <= len(self._mirror.names)
+        async for names in self._by_node(nodes) if by_node else self._by_service():
             suspects |= {name: self._mirror.reading(name) for name in names}
             await asyncio.sleep(_PACE)
         if suspects and await self._settled():

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from discovery.base import Health, InstanceKey, ServiceInstance
+from discovery.names import asking_fault
+
+logger = logging.getLogger(__name__)
+
+# Characters of a module's name, a node's and an id together: more fit into no index of SQL.
+_LONGEST_KEY = 600
+_HIGHEST_PORT = 65535
+# What is left out is told once each, up to this number.
+_MOST_TOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class Mirror:
         # Whatever is told of checks is at least as new as this index, even if Consul's own is lower:
         # that moves with the checks alone.
         self._surveyed_at = 0
+        self._left_out: set[str] = set()
 
     @property
     def has_states(self) -> bool:
@@ -61,8 +72,12 @@ class Mirror:
 
     @property
     def nodes(self) -> set[str]:
-        """All nodes, and whichever else instances are known on; none before `catalog/nodes` was answered."""
-        return self._addresses.keys() | self._on_node.keys() if self._addresses else set()
+        """All nodes, and whichever else instances are known on.
+
+        None before `catalog/nodes` was answered, and none where Consul cannot be asked for one of them.
+        """
+        nodes = self._addresses.keys() | self._on_node.keys() if self._addresses else set()
+        return set() if any(map(asking_fault, nodes)) else nodes
 
     def instances(self) -> list[ServiceInstance]:
         return [self._as_known(key) for found in self._known.values() for key in found]
@@ -76,6 +91,9 @@ class Mirror:
         that are no modules any longer, by name.
         """
         names = self._modules(services)
+        for name in services.keys() - names.keys():
+            if self._tag in (services[name] or ()):
+                self._leave_out(f"service {asking_fault(name)}")
         renamed = [name for name, tags in names.items() if self.names.get(name) != tags]
         gone = {name: self._forget(name) for name in self.names if name not in names}
         self.names = names
@@ -87,8 +105,9 @@ class Mirror:
         return {name for name in self.names if not self._known.get(name)}
 
     def is_smaller_by_node(self, services: Mapping[str, Iterable[str]], nodes: Sequence[Any]) -> bool:
-        """Whether `catalog/nodes` names fewer nodes than `catalog/services` names modules."""
-        return 0 < len(nodes) < len(self._modules(services))
+        """Whether `catalog/nodes` names fewer nodes, and can be asked for each, than there are modules."""
+        fewer = 0 < len(nodes) < len(self._modules(services))
+        return fewer and not any(map(asking_fault, _addresses(nodes)))
 
     def node_surveyed(self, data: Mapping[str, Any], index: int) -> None:
         """Takes an answer of `catalog/node/NODE` at first sight: the checks are taken after all of these."""
@@ -97,7 +116,7 @@ class Mirror:
             written = int(service.get("ModifyIndex") or 0)
             siblings = self._known.get(_text(service.get("Service")), {})
             known = _read({"Node": data.get("Node"), "Service": service}, written, _first(siblings))
-            if known and self._tag in known.instance.tags and known.instance.module in self.names:
+            if known and self._is_taken(known) and known.instance.module in self.names:
                 key = known.instance.key
                 self._known.setdefault(key.module, {})[key] = known
                 self._on_node.setdefault(key.node, set()).add(key)
@@ -223,7 +242,9 @@ class Mirror:
 
     def _modules(self, services: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
         return {
-            name: tuple(sorted(tags or ())) for name, tags in services.items() if self._tag in (tags or ())
+            name: tuple(sorted(tags or ()))
+            for name, tags in services.items()
+            if self._tag in (tags or ()) and (name in self.names or not asking_fault(name))
         }
 
     def _instances_of(self, name: str, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
@@ -231,9 +252,25 @@ class Mirror:
         for entry in entries:
             known = _read(entry, index, _first(found))
             # To Consul, names are the same that differ by case only: it answers with the instances of all.
-            if known and self._tag in known.instance.tags and known.instance.module == name:
+            if known and self._is_taken(known) and known.instance.module == name:
                 found[known.instance.key] = known
         return found
+
+    def _is_taken(self, known: _Known) -> bool:
+        """Whether it is a module's instance, and one that can be kept."""
+        key = known.instance.key
+        if self._tag not in known.instance.tags:
+            return False
+        if sum(map(len, key)) > _LONGEST_KEY:
+            cut = "/".join(key)[:_LONGEST_KEY]
+            self._leave_out(f"instance {cut!r}… is longer than {_LONGEST_KEY} characters: shorten its id")
+            return False
+        return True
+
+    def _leave_out(self, fault: str) -> None:
+        if fault not in self._left_out and len(self._left_out) < _MOST_TOLD:
+            self._left_out.add(fault)
+            logger.warning("left out of what Consul has: %s", fault)
 
     def _at(self, node: str, service_id: str) -> set[InstanceKey]:
         """The instances that a check of this node and service belongs to: all of the node without one."""
@@ -333,7 +370,7 @@ def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | N
         module=_shared(service.get("Service")),
         id=_text(service.get("ID")),
         address=_shared(service.get("Address")) or _shared(node.get("Address")),
-        port=service.get("Port") or 0,
+        port=_port(service.get("Port")),
         scheme=meta.get("scheme", "http"),
         node=_shared(node.get("Node")),
         datacenter=_shared(node.get("Datacenter")),
@@ -353,6 +390,11 @@ def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | N
         inherits=not service.get("Address"),
         written=int(service.get("ModifyIndex") or 0),
     )
+
+
+def _port(value: Any) -> int:
+    """A port to connect to; 0 for whatever is none, which Consul takes as well."""
+    return value if isinstance(value, int) and 0 < value <= _HIGHEST_PORT else 0
 
 
 def _is_same(one: _Known | None, other: _Known | None) -> bool:

@@ -8,6 +8,8 @@ from ipaddress import ip_address
 
 MAX_LABEL = 63
 MAX_HOST = 253
+MAX_ASKED = 255
+"""Characters of a name or an id that is asked for: far longer ones fit into no request and no SQL index."""
 MAX_META_PAIRS = 64
 MAX_META_KEY = 128
 MAX_META_VALUE = 512
@@ -16,6 +18,8 @@ MAX_META_VALUE = 512
 _LABEL_CHARACTERS = re.compile(r"[A-Za-z0-9-]")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED_META_PREFIX = "consul-"
+# A path with one of these between its slashes is another one to every server.
+_PARTS_LEFT_OUT = {"", ".", ".."}
 
 
 def label_fault(text: object) -> str | None:
@@ -73,6 +77,21 @@ def text_fault(text: object) -> str | None:
         return "is empty"
     if not text.isprintable():
         return f"{text!r} holds a character that cannot be printed"
+    return None
+
+
+def asking_fault(text: str) -> str | None:
+    """Why a registry cannot be asked for what has this name or id, though it may take it, or None.
+
+    >>> asking_fault("a//b")
+    "'a//b' has an empty part, `.` or `..` between slashes, which no request can carry"
+    """
+    if not text.isprintable() or "\ufffd" in text:
+        return f"{text[:MAX_ASKED]!r} holds a character that cannot be printed"
+    if len(text) > MAX_ASKED:
+        return f"{text[:MAX_ASKED]!r}… has {len(text)} characters: at most {MAX_ASKED} are taken"
+    if not _PARTS_LEFT_OUT.isdisjoint(text.removesuffix("/").split("/")):
+        return f"{text!r} has an empty part, `.` or `..` between slashes, which no request can carry"
     return None
 
 

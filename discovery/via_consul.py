@@ -17,6 +17,7 @@ from discovery.consul_client import AsyncConsulClient, Call
 from discovery.consul_config import ConsulConfig
 from discovery.durations import format_duration
 from discovery.errors import UnknownInstance
+from discovery.names import asking_fault
 from discovery.own_address import own_address_towards
 
 logger = logging.getLogger(__name__)
@@ -158,14 +159,15 @@ def _check_removal(id: str) -> Call[None]:
 
 
 def faults(announcement: Announcement) -> list[str]:
-    """What Consul would not take, or not as it is said."""
+    """What Consul would not take, or not as it is said, or not give back."""
+    found = [f"id: {fault}"] if (fault := asking_fault(announcement.id)) else []
     after = announcement.deregister_after
     if after is not None and after < SHORTEST_DEREGISTER_AFTER:
-        return [
+        found.append(
             f"deregister_after: Consul waits for 1m at least, so {format_duration(after)} cannot be had; "
             "give 1m or more, or None for never"
-        ]
-    return []
+        )
+    return found
 
 
 def check_ids(announcement: Announcement) -> list[str]:

@@ -20,6 +20,7 @@ from discovery.base import Health
 from discovery.checks import Target, TTLCheck
 from discovery.durations import format_duration
 from discovery.errors import PermissionDenied, RegistryRejected, RegistryUnavailable, UnknownInstance
+from discovery.names import asking_fault
 from discovery.own_address import own_address_towards
 from discovery.probe import Probe
 
@@ -189,6 +190,8 @@ def faults(announcement: Announcement) -> list[str]:
     if "/" in announcement.id or len(announcement.id) > _LONGEST_ID:
         rule = f"via push it has at most {_LONGEST_ID} characters, none of them a slash"
         found.append(f"id: {rule} (got {announcement.id!r})")
+    elif fault := asking_fault(announcement.id):
+        found.append(f"id: {fault}")
     after = announcement.deregister_after
     if after is not None and not _DEREGISTER_AFTER[0] <= after <= _DEREGISTER_AFTER[1]:
         found.append(f"deregister_after: via push it is 1s to 31d (got {format_duration(after)})")

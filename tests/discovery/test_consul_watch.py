@@ -277,6 +277,58 @@ def test_two_modules_whose_names_differ_by_case_only(
     client.deregister(f"{name}-2")
 
 
+ODD_NAMES = ["a//b", "/a", "..", "a/../b", "nul\x00", "line\nfeed", "l" * 70_000]
+
+
+@pytest.mark.parametrize("nodes", [1, 9], ids=["node by node", "service by service"])
+def test_a_service_that_consul_cannot_be_asked_for_hides_no_other(
+    consul_server: Callable[..., ConsulServer], caplog: pytest.LogCaptureFixture, nodes: int
+) -> None:
+    names = ["plain", "with/slash", "ünï ☃", "trailing/"]
+    server = consul_server()
+    with server.client() as client:
+        for number in range(nodes):
+            client.send(catalog("no module", f"node-{number}", Tags=[]))
+        for name in [*names, *ODD_NAMES[:4]]:
+            client.send(catalog(name, "node"))
+        with Watching(ConsulWatcher(server.config())) as watching:
+            eventually(lambda: watching.updates)
+            assert {key.module for key in watching.instances} == set(names)
+            for odd in ODD_NAMES:
+                client.send(catalog(odd, "node"))
+            client.send(catalog("late", "node"))
+            eventually(lambda: watching.of("late"))
+            assert {key.module for key in watching.instances} == {*names, "late"}
+            assert not [update for update in watching.updates if isinstance(update, Lost)]
+    assert caplog.text.count("'a//b' has an empty part") == 1
+
+
+@pytest.mark.parametrize("odd", ["a//b", "..", "nul\x00"])
+def test_a_node_that_consul_cannot_be_asked_for_hides_nothing(
+    consul_server: Callable[..., ConsulServer], odd: str
+) -> None:
+    server = consul_server()
+    with server.client() as client:
+        for number in range(5):
+            client.send(catalog(f"m-{number}", "node"))
+        client.send(catalog("m-0", odd, "odd"))
+        with Watching(ConsulWatcher(server.config())) as watching:
+            eventually(lambda: watching.updates)
+            assert set(watching.of("m-0")) == {"m-0", "odd"}
+            client.send(catalog("m-1", odd, "late"))
+            client.send(catalog("m-2", odd, "m-2", Meta={"k": "v"}))
+            eventually(lambda: "late" in watching.of("m-1") and len(watching.instances) == 8)
+            assert not [update for update in watching.updates if isinstance(update, Lost)]
+
+
+def test_what_no_database_takes_is_left_out(client: ConsulClient, watching: Watching, name: str) -> None:
+    client.send(catalog(name, f"{name}-node", "i" * 700))
+    client.send(catalog(name, f"{name}-node", Port=2**62))
+    told = first_told(watching, name)
+    assert (told.port, list(watching.of(name))) == (0, [name])
+    client.send(gone_from_catalog(f"{name}-node"))
+
+
 def test_one_id_on_two_external_nodes(client: ConsulClient, watching: Watching, name: str) -> None:
     nodes = [f"{name}-a", f"{name}-b"]
     for node in nodes:

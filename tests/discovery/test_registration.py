@@ -440,6 +440,8 @@ def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             {"deregister_after": "30s"}, "deregister_after: Consul waits for 1m at least", id="short"
         ),
+        pytest.param({"id": "http://h:1"}, "id: 'http://h:1' has an empty part", id="id as an address"),
+        pytest.param({"id": "..", "via": "push"}, "id: '..' has an empty part", id="id of dots"),
         pytest.param({"deregister_after": 0}, "deregister_after: must be longer", id="no time"),
         pytest.param({"via": "pigeon"}, "via (LICTOR_VIA): must be consul or push", id="via"),
         pytest.param(
