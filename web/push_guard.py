@@ -132,7 +132,7 @@ def _check_caller(request: Request) -> None:
     if not is_loopback(_host_of(request.host)):
         raise _foreign(f"the header Host names {request.host!r}, which is no name of this machine's loopback")
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and origin.partition("://")[2] != request.host:
         raise _foreign(f"the header Origin says that a page of {origin!r} sends it")
     for header in _PROXY_HEADERS:
         if header in request.headers:

@@ -319,6 +319,7 @@ def test_on_loopback_programs_of_the_machine_may_push(
         {"Host": "10.0.0.1"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": "http://localhost:3000"},
         {"X-Forwarded-For": "192.0.2.1"},
         {"Forwarded": "for=192.0.2.1"},
