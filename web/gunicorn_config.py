@@ -133,14 +133,16 @@ def _check_address() -> None:
 
 def _check_unix_socket(path: Path) -> None:
     """Raises OSError where a server listens, or where none could."""
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise PermissionError(f"no socket can be made in {path.parent}")
-        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
+        except FileNotFoundError:
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(f"no socket can be made in {path.parent}") from None
+            return
         except ConnectionRefusedError:
+            if not path.is_socket():
+                raise FileExistsError("it is there, and no socket") from None
             # Left behind by a server that ended; gunicorn replaces it.
             return
         raise FileExistsError("another server listens on it")

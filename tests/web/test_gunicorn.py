@@ -125,6 +125,25 @@ def test_a_unix_socket(cache: Cache, database_url: str, tmp_path: Path) -> None:
             assert client.get("/api/v1/modules").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("file", "it is there, and no socket"),
+        (".", "it is there, and no socket"),
+        ("nowhere/lictor.sock", "no socket can be made in"),
+        ("file/lictor.sock", "Not a directory"),
+        ("x" * 200, "AF_UNIX path too long"),
+    ],
+    ids=["a file", "a folder", "no folder", "in a file", "too long"],
+)
+def test_where_no_unix_socket_can_be(database_url: str, tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    server = Gunicorn(tmp_path, database_url=database_url, bind=f"unix:{tmp_path / path}")
+    assert server.process.wait(60) == 1
+    assert f"LICTOR_BIND: cannot listen on unix:{tmp_path / path}: {why}" in server.log
+    assert "Traceback" not in server.log
+
+
 def test_a_reload_keeps_it_serving(
     cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
 ) -> None:
