@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_without_a_command_it_stays_until_a_signal(
     assert [check["Type"] for check in entry["Checks"] if check["ServiceID"]] == ["tcp"]
     assert running.end(signal.SIGINT) == 0
     assert registered("cli-alone") == []
+
+
+def test_under_nohup_a_hangup_does_not_end_it(
+    lictor: Lictor, registered: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = lictor.start("register", "--name", "cli-nohup", "--port", "9")
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    running.wait_for("registered cli-nohup")
+    running.process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(1)
+    assert registered("cli-nohup")
+    assert running.end() == 0
+    assert registered("cli-nohup") == []
 
 
 def test_by_push(lictor: Lictor, cache: Cache, tmp_path: Path) -> None:

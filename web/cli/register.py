@@ -157,7 +157,12 @@ def _with_option(fault: str) -> str:
 
 
 def _stay_registered(registration: Registration) -> None:
-    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    # Under nohup a hangup is ignored on purpose; one that is waited for would be taken all the same.
+    ending = {
+        number
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     # Before the registration's thread is there, which inherits it: the signals are to wait for us.
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     with registration:
