@@ -25,6 +25,7 @@ from web.waiting import streams
 from web.waiting.answer import Protocol
 from web.waiting.hub import Hub
 from web.waiting.question import Question
+from web.waiting.tail import EventFilter
 
 API = "/api/v1"
 STREAM = {"Accept": "text/event-stream"}
@@ -149,6 +150,43 @@ def test_a_poll_waits_for_an_event_that_passes(cache: Cache, client: FlaskClient
     cache.announce(instance("mailer"))
     assert {event["module"] for event in told(asking.answer())["items"]} == {"mailer"}
     assert told(client.get(f"{API}/events?after={cache.index()}&wait=50ms"))["items"] == []
+
+
+def test_who_leaves_while_answered_takes_nobody_along(cache: Cache, client: FlaskClient) -> None:
+    index = cache.module("financial")
+    app = client.application
+    busy, free = threading.Event(), threading.Event()
+    leaving, leaving_theirs = socket.socketpair()
+
+    def asked(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"].endswith("/modules"):
+            busy.set()
+            free.wait(30)
+        else:
+            # Of those who wait alike one is gone just before it is told that its time is up.
+            leaving.close()
+        return app.wsgi_app(environ, start_response)
+
+    def question(path: str, events: EventFilter | None = None) -> Question:
+        return Question(asked, app.test_request_context(f"{API}/{path}").request.environ, events)
+
+    hub, protocol = Hub(backend.of(app)), Protocol("HTTP/1.1", keeps_alive=False)
+    with ExitStack() as closing:
+        closing.callback(hub.end)
+        first, first_theirs = socket.socketpair()
+        closing.enter_context(first)
+        hub.wait(first_theirs, question("modules"), index=index - 1, seconds=60, protocol=protocol)
+        assert busy.wait(30)
+        poll = question(f"events?after={index}&module=mailer", EventFilter("mailer"))
+        staying, staying_theirs = socket.socketpair()
+        closing.enter_context(staying)
+        hub.wait(leaving_theirs, poll, index=index - 1, seconds=0, protocol=protocol)
+        hub.wait(staying_theirs, poll, index=index - 1, seconds=60, protocol=protocol)
+        free.set()
+        eventually(lambda: waiting("poll") == 1)
+        cache.announce(instance("mailer"))
+        staying.settimeout(20)
+        assert staying.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_threads_that_may_wait_are_bounded(cache: Cache, make_app: Callable[..., Flask]) -> None:

@@ -189,13 +189,11 @@ class Waiters:
 
     def _give(self, asked: _Asked, answer: Answer, woken: Sequence[Waiter]) -> None:
         now = time.monotonic()
+        # Before anybody is sent something: who turns out to have left could be the last who waits.
+        answered = self._put_back_others(asked, answer, woken, now)
         self._is_giving = True
         try:
-            for waiter in woken:
-                if now < waiter.deadline and not asked.question.is_answered_by(answer, waiter.index):
-                    waiter.index = max(waiter.index, answer.index or 0)
-                    asked.waiting.add(waiter)
-                    continue
+            for waiter in answered:
                 waiter.is_answered = True
                 self._connections.send(waiter, waiter.wire(answer))
                 if waiter.has_unsent:
@@ -205,6 +203,19 @@ class Waiters:
         sent, self._sent = self._sent, []
         for waiter in sent:
             self.finish(waiter)
+
+    def _put_back_others(
+        self, asked: _Asked, answer: Answer, woken: Sequence[Waiter], now: float
+    ) -> list[Waiter]:
+        """Has those wait on to whom the answer is no news; returns the others."""
+        answered: list[Waiter] = []
+        for waiter in woken:
+            if now >= waiter.deadline or asked.question.is_answered_by(answer, waiter.index):
+                answered.append(waiter)
+            else:
+                waiter.index = max(waiter.index, answer.index or 0)
+                asked.waiting.add(waiter)
+        return answered
 
     def _tidy(self, asked: _Asked) -> None:
         if not asked.waiting and not asked.woken:
