@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -201,6 +202,22 @@ def test_threads_that_may_wait_are_bounded(cache: Cache, make_app: Callable[...,
         assert refused.headers["Retry-After"]
     cache.announce(instance("mailer"))
     assert [one.answer().status_code for one in asking] == [200, 200]
+
+
+def test_a_stream_that_cannot_begin_keeps_no_thread(
+    cache: Cache, make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_file_left() -> None:
+        raise OSError(errno.EMFILE, "too many files")
+
+    client = make_app(threads=2).test_client()
+    with monkeypatch.context() as without_files:
+        without_files.setattr(socket, "socketpair", no_file_left)
+        with pytest.raises(OSError, match="too many files"):
+            client.get(f"{API}/events", headers=STREAM)
+    answer = client.get(f"{API}/events", headers=STREAM)
+    assert answer.status_code == 200
+    answer.close()
 
 
 def test_all_are_answered_when_the_process_ends(cache: Cache, make_app: Callable[..., Flask]) -> None:

@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -159,12 +159,14 @@ class Waiting:
             protocol = Protocol(Protocol.of(environ).version, keeps_alive=False)
             preamble = head(protocol, answer.status, [("Connection", "close"), *headers]) + preamble
             raise Detached(self._hub, lambda sock, _: stream(sock, preamble=preamble))
-        if not self._threads.acquire(blocking=False):
-            return self._refuse(environ, start_response)
-        ours, theirs = socket.socketpair()
-        stream(theirs, preamble=preamble)
-        start_response(answer.status, headers)
-        return _Chunks(ours, self._threads.release)
+        with ExitStack() as until_the_end:
+            ours_and_theirs = until_the_end.enter_context(self._thread())
+            if ours_and_theirs is None:
+                return self._refuse(environ, start_response)
+            ours, theirs = ours_and_theirs
+            stream(theirs, preamble=preamble)
+            start_response(answer.status, headers)
+            return _Chunks(ours, until_the_end.pop_all().close)
 
     @contextmanager
     def _thread(self) -> Iterator[tuple[socket.socket, socket.socket] | None]:
@@ -188,19 +190,15 @@ class Waiting:
 
 
 class _Chunks:
-    """What the hub sends on a stream, for a thread to pass on."""
+    """What the hub sends on a stream, for a thread to pass on; the server calls `close` at its end."""
 
-    def __init__(self, sock: socket.socket, on_close: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, close: Callable[[], None]) -> None:
         self._sock = sock
-        self._on_close = on_close
+        self.close = close
 
     def __iter__(self) -> Iterator[bytes]:
         while chunk := self._sock.recv(65536):
             yield chunk
-
-    def close(self) -> None:
-        self._sock.close()
-        self._on_close()
 
 
 def _wants_stream(environ: WSGIEnvironment) -> bool:
