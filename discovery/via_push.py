@@ -35,6 +35,7 @@ _LONGEST_ID = 255
 _LONGEST_NOTE = 1000
 _DEREGISTER_AFTER = (1.0, 31 * 86400.0)
 _HEARTBEAT = (0.1, 86400.0)
+_NO_HEADER = "holds a character that no HTTP header can carry"
 _WORST_FIRST = (Health.CRITICAL, Health.WARNING, Health.PASSING)
 
 
@@ -160,7 +161,9 @@ class PushAnnouncer:
             told = f"{method} {self._url}{path}: no answer within {_LONGEST_CALL:g} s"
             raise RegistryUnavailable(told) from exc
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
-            raise RegistryUnavailable(f"{method} {self._url}{path}: {exc or type(exc).__name__}") from exc
+            raise RegistryUnavailable(
+                f"{method} {self._url}{path}: {str(exc) or type(exc).__name__}"
+            ) from exc
         told = f"{method} {self._url}{path}: Lictor answered {answer.status_code}{_explained(answer)}"
         if answer.is_success:
             return _object(answer)
@@ -205,24 +208,45 @@ def url_faults(url: str) -> list[str]:
     """Why this is no address of Lictor."""
     try:
         parts = urlsplit(url)
+        if parts.username or parts.password:
+            # The text is not quoted: it holds a secret.
+            return ["lictor_url (LICTOR_URL): must be an address without a user and a password"]
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except (ValueError, AttributeError):
+        httpx.URL(url)
+        # What no name server can be asked for fails in ways of its own.
+        (parts.hostname or "").encode("idna")
+    except (ValueError, AttributeError, httpx.InvalidURL):
         good = False
-    if good and not (parts.username or parts.query or parts.fragment):
+    if good and not (parts.query or parts.fragment):
         return []
     return [f'lictor_url (LICTOR_URL): must be an address such as "http://127.0.0.1:8080" (got {url!r})']
 
 
 def token_faults(token: str, file: Path | None) -> list[str]:
     """Why these are no token, or no file with one. The token itself is not quoted: this goes to logs."""
-    if not token.isascii() or not token.isprintable():
-        return ["token: holds a character that no HTTP header can carry"]
+    if not _fits_header(token):
+        return [f"token: {_NO_HEADER}"]
+    if file is None:
+        return []
     try:
-        if file is not None and not file.read_text().strip():
-            return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} is empty"]
-    except (OSError, UnicodeDecodeError) as exc:
-        return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} cannot be read: {exc}"]
-    return []
+        held = file.read_text().strip()
+    except OSError as exc:
+        return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} cannot be read: {exc.strerror or exc}"]
+    except UnicodeDecodeError:
+        return [
+            f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} does not hold text: put the token alone into it"
+        ]
+    if not held:
+        return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} is empty"]
+    return (
+        []
+        if _fits_header(held)
+        else [f"token_file (LICTOR_PUSH_TOKEN_FILE): the token in {file} {_NO_HEADER}"]
+    )
+
+
+def _fits_header(token: str) -> bool:
+    return token.isascii() and token.isprintable()
 
 
 def is_local(url: str) -> bool:

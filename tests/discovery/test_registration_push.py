@@ -18,6 +18,7 @@ from discovery.keeper import State
 from tests.consul_server import eventually
 from tests.discovery.health_server import HealthServer
 from tests.discovery.push_server import PushServer, problem
+from tests.manifest_server import ManifestServer, reset
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +243,37 @@ def test_a_wrong_token_is_told_and_may_be_replaced(
     assert registration.wait_registered(10)
 
 
+@pytest.mark.parametrize("token", ["geheim-ü", "geheim\nx"], ids=["no ASCII", "two lines"])
+def test_a_token_that_cannot_be_sent_is_told_and_not_shown(
+    server: PushServer,
+    push: Callable[..., Registration],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    token: str,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    with pytest.raises(ConfigError, match="token_file .*: the token in .* holds a character"):
+        push(token_file=file)
+    server.token = "right"
+    file.write_text("right")
+    server.heartbeat_interval = 0.1
+    registration = push(token_file=file)
+    assert registration.wait_registered(10)
+    file.write_text(token)
+    eventually(lambda: registration.state is State.REJECTED)
+    assert "token_file" in registration.reason
+    assert "geheim" not in registration.reason + caplog.text
+
+
+def test_a_connection_that_broke_is_told_in_words() -> None:
+    with ManifestServer({"/api/v1/modules/register": reset}) as server:
+        url = f"http://{server.host}:{server.port}"
+        with discovery.register(name="m", port=80, via="push", lictor_url=url) as registration:
+            eventually(lambda: registration.state is State.UNAVAILABLE)
+            assert registration.reason == f"POST {url}/api/v1/modules/register: ReadError"
+
+
 @pytest.mark.parametrize(
     ("refusal", "state", "told"),
     [
@@ -271,7 +303,20 @@ def test_what_the_server_says_is_told(
         pytest.param({"deregister_after": "32d"}, ["deregister_after: via push"], id="long time"),
         pytest.param({"check": TTLCheck("100ms")}, ["check: via push a TTL"], id="short TTL"),
         pytest.param({"lictor_url": "lictor:8080"}, ["lictor_url (LICTOR_URL): must be"], id="url"),
-        pytest.param({"lictor_url": "http://u:p@x"}, ["lictor_url (LICTOR_URL): must be"], id="user in url"),
+        pytest.param(
+            {"lictor_url": "http://u:p@x"},
+            ["lictor_url (LICTOR_URL): must be an address without"],
+            id="user in url",
+        ),
+        pytest.param(
+            {"lictor_url": "http://:p@x"},
+            ["lictor_url (LICTOR_URL): must be an address without"],
+            id="password in url",
+        ),
+        pytest.param({"lictor_url": "http://a..b"}, ["lictor_url (LICTOR_URL): must be"], id="empty label"),
+        pytest.param(
+            {"lictor_url": "http://x\x01"}, ["lictor_url (LICTOR_URL): must be"], id="control in url"
+        ),
         pytest.param(
             {"lictor_url": "http://x:99999"}, ["lictor_url (LICTOR_URL): must be"], id="port in url"
         ),
@@ -290,3 +335,4 @@ def test_faults_are_told_at_once(arguments: dict[str, Any], faults: list[str]) -
     assert len(caught.value.faults) == len(faults)
     for told, fault in zip(caught.value.faults, faults, strict=True):
         assert told.startswith(fault)
+        assert ":p@" not in told, "a password is not shown"
