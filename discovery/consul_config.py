@@ -45,7 +45,11 @@ class ConsulConfig:
     timeout: float = field(default=5.0)
 
     def __post_init__(self) -> None:
-        faults = [*_token_faults(self.token), *_pair_faults(self.client_cert, self.client_key)]
+        faults = [
+            *_host_faults(self.host),
+            *_token_faults(self.token),
+            *_pair_faults(self.client_cert, self.client_key),
+        ]
         if self.timeout <= 0:
             faults.append(f"timeout: {self.timeout!r} seconds is no time: give more than 0")
         if faults:
@@ -279,6 +283,15 @@ def _checked_ipv6(text: str) -> str:
         return str(ipaddress.IPv6Address(text))
     except ValueError as error:
         raise ValueError(f"[{text}] is not an IPv6 address: {error}") from error
+
+
+def _host_faults(host: str) -> Sequence[str]:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        fault = f"a part of {host!r} between dots is empty, or longer than 63 characters"
+        return (f"CONSUL_HTTP_ADDR: {fault}: write host:port",)
+    return ()
 
 
 def _token_faults(token: str) -> Sequence[str]:

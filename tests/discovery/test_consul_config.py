@@ -79,6 +79,8 @@ def test_address(text: str, address: str) -> None:
         ("10.0.0.5:8500?x=1", "host:port"),
         ("10.0.0.5:8500#x", "host:port"),
         ("kōnsul:8500", "host:port"),
+        ("con..sul:8500", "empty, or longer than 63"),
+        (f"{'c' * 64}.example:8500", "empty, or longer than 63"),
     ],
 )
 def test_address_that_is_none(text: str, advice: str) -> None:
