@@ -299,6 +299,7 @@ def test_status(
         ("Wed, 21 Oct 2099 07:28:00 GMT", 1e8, 1e10),
         ("soon", None, None),
         ("-5", None, None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None, None),
         (None, None, None),
     ],
 )

@@ -30,5 +30,5 @@ from discovery.durations import parse_duration
     ],
 )
 def test_what_is_no_duration_is_a_value_error(text: Any) -> None:
-    with pytest.raises(ValueError, match="is not a duration|is longer than a hundred years"):
+    with pytest.raises(ValueError, match=r"is not a duration|is longer than a hundred years"):
         parse_duration(text)

@@ -253,7 +253,7 @@ def test_a_token_that_cannot_be_sent_is_told_and_not_shown(
 ) -> None:
     file = tmp_path / "token"
     file.write_text(token)
-    with pytest.raises(ConfigError, match="token_file .*: the token in .* holds a character"):
+    with pytest.raises(ConfigError, match=r"token_file .*: the token in .* holds a character"):
         push(token_file=file)
     server.token = "right"
     file.write_text("right")
