@@ -38,16 +38,20 @@ def _host(address: str) -> str:
     )
 
 
-def _path(path: str) -> str:
-    """The path, if it can lead nowhere but to the instance itself."""
+def path_problem(path: str) -> str | None:
+    """What is wrong with a path that is to lead nowhere but to the instance itself; None if nothing is."""
     if not path.startswith("/") or path.startswith("//"):
-        problem = "must begin with one slash, for it is a path on the instance, not a URL"
-    elif len(path) > _LONGEST_PATH:
-        problem = f"must have at most {_LONGEST_PATH} characters"
-    elif not _VISIBLE_ASCII.match(path):
-        problem = "must not contain spaces, control characters or anything beyond ASCII: percent-encode them"
-    elif "\\" in path or "#" in path:
-        problem = "must not contain a backslash or a fragment (#)"
-    else:
-        return path
-    raise FetchFailed("bad-path", f"the manifest_path {quoted(path)} {problem}")
+        return "must begin with one slash, for it is a path on the instance, not a URL"
+    if len(path) > _LONGEST_PATH:
+        return f"must have at most {_LONGEST_PATH} characters"
+    if not _VISIBLE_ASCII.match(path):
+        return "must not contain spaces, control characters or anything beyond ASCII: percent-encode them"
+    if "\\" in path or "#" in path:
+        return "must not contain a backslash or a fragment (#)"
+    return None
+
+
+def _path(path: str) -> str:
+    if (problem := path_problem(path)) is not None:
+        raise FetchFailed("bad-path", f"the manifest_path {quoted(path)} {problem}")
+    return path

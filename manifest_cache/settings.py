@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from discovery.settings import CommaSeparated, DiscoverySettings, Duration
 from manifest_cache.fetch_allow import DEFAULT_ALLOW, Network, network
+from manifest_cache.manifest_url import path_problem
 
 Networks = Annotated[tuple[Annotated[Network, PlainValidator(network)], ...], NoDecode, CommaSeparated]
 """Reads `10.0.0.0/8,fd00::/8`."""
@@ -30,7 +31,6 @@ class CacheSettings(DiscoverySettings):
     )
     manifest_path: str = Field(
         default="/manifest",
-        pattern=r"^/",
         description="Where a module serves its manifest, unless its meta `manifest_path` says otherwise.",
     )
     fetch_allow: Networks = Field(
@@ -127,6 +127,13 @@ class CacheSettings(DiscoverySettings):
             raise ValueError("must name a network at least, or not be set")
         return networks
 
+    @field_validator("manifest_path")
+    @classmethod
+    def _a_path_on_instances(cls, path: str) -> str:
+        if (problem := path_problem(path)) is not None:
+            raise ValueError(problem)
+        return path
+
     @field_validator("webhooks")
     @classmethod
     def _names_a_file(cls, path: Path | None) -> Path | None:
@@ -141,4 +148,23 @@ class CacheSettings(DiscoverySettings):
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in {"sqlite", "postgresql", "postgres", "postgresql+psycopg"}:
             raise ValueError("must begin with sqlite:/// or postgresql://")
-        return url if scheme == "sqlite" else f"postgresql+psycopg://{rest}"
+        url = url if scheme == "sqlite" else f"postgresql+psycopg://{rest}"
+        if _database_of(url) in (None, "", ":memory:") and scheme == "sqlite":
+            raise ValueError("must name a file, such as sqlite:///lictor.db: several processes share it")
+        return url
+
+
+def _database_of(url: str) -> str | None:
+    """What a URL of SQLAlchemy names on its server, or the file; raises ValueError with advice."""
+    # Settings are read by some who open no database, and this takes as long to load as all else.
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).database
+    except (ArgumentError, ValueError):
+        # What it says of itself may be the password.
+        raise ValueError(
+            "must be like postgresql://USER:PASSWORD@HOST:PORT/NAME, with a number for PORT, and with what "
+            "is odd in the password percent-encoded"
+        ) from None
