@@ -91,4 +91,9 @@ class DiscoverySettings(BaseSettings):
 def _fault(error: dict[str, Any]) -> str:
     name = PREFIX + str(error["loc"][0]).upper() if error["loc"] else "settings"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + (f" (got {error['input']!r})" if error["loc"] else "")
+    return f"{name}: {message}" + (f" (got {_without_password(error['input'])})" if error["loc"] else "")
+
+
+def _without_password(said: Any) -> str:
+    """What was said, as it may stand in a log: of an address, neither user nor password."""
+    return re.sub(r"(?<=://).*@", "***@", repr(said))

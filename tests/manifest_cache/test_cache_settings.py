@@ -1,4 +1,4 @@
-"""Settings of the cache that cannot work are refused at the start, by variable."""
+"""Settings of the cache that cannot work are refused at the start, by variable, and without secrets."""
 
 from __future__ import annotations
 
@@ -42,3 +42,4 @@ def test_a_path_at_which_no_manifest_can_be(path: str) -> None:
 def test_a_database_that_cannot_be(url: str, advice: str) -> None:
     fault = fault_of(database_url=url)
     assert fault.startswith(f"LICTOR_DATABASE_URL: {advice}")
+    assert "s3cret" not in fault
