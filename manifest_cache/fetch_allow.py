@@ -32,8 +32,16 @@ _NEVER = tuple(
     for network in (
         "169.254.0.0/16",  # link-local; most clouds' metadata services are at 169.254.169.254
         "fe80::/10",  # link-local
-        "fd00:ec2::254/128",  # the metadata service of AWS
-        "100.100.100.200/32",  # the metadata service of Alibaba Cloud
+        # Metadata services that are elsewhere, most of them amid unique-local addresses:
+        "fd00:ec2::/32",  # AWS, and its agent that hands out the rights of pods
+        "fd20:ce::254/128",  # Google Cloud
+        "168.63.129.16/32",  # Azure
+        "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud
+        "192.0.0.192/32",  # Oracle Cloud, as it was first
+        "100.100.100.200/32",  # Alibaba Cloud
+        "fd00:100::100:200/128",
+        "fd00:a9fe:a9fe::1/128",  # Akamai (Linode)
+        "fd00:42::42/128",  # Scaleway
     )
 )
 _NAMES_AT_ONCE = 16
