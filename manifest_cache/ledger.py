@@ -249,8 +249,12 @@ class Ledger:
         if not (definition_changed or health_changed):
             return
         became_healthy = row.health not in HEALTHY and health in HEALTHY
+        asked_at = _asked_at(row)
         for name, value in definition.items():
             setattr(row, name, value)
+        if _asked_at(row) != asked_at:
+            # What is elsewhere may be other and bear the same ETag.
+            row.etag = None
         row.health = health
         row.last_seen = row.last_changed = self.now
         self._touched[row.module] = row.registry_name
@@ -409,6 +413,11 @@ def _is(row: Instance, source: str, key: InstanceKey) -> bool:
 
 def _key(row: Instance | Tombstone) -> InstanceKey:
     return InstanceKey(row.module, row.node, row.id)
+
+
+def _asked_at(row: Instance) -> tuple[object, ...]:
+    """All that decides from where a manifest is fetched."""
+    return row.scheme, row.address, row.port, row.meta.get("manifest_path")
 
 
 def _remembered_of(module: Module) -> dict[str, Any]:

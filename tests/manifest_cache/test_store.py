@@ -367,9 +367,30 @@ def test_fetches_follow_health_and_registration(store: Store, reader: Reader) ->
     store.apply([present(instance(health=Health.WARNING, port=8002))])
     (second,) = jobs(store)
     assert second.instance.port == 8002
-    assert second.etag == '"1.0.0"'
+    assert second.etag is None
     store.apply([present(instance(health=Health.MAINTENANCE, port=8002))])
     assert jobs(store) == []
+
+
+@pytest.mark.parametrize(
+    ("moved", "etag"),
+    [
+        ({"port": 9000}, None),
+        ({"address": "127.0.0.2"}, None),
+        ({"scheme": "https"}, None),
+        ({"meta": {"manifest_path": "/other"}}, None),
+        ({"tags": ("module", "new"), "meta": {"team": "red"}}, '"1.0.0"'),
+        ({"health": Health.CRITICAL}, '"1.0.0"'),
+    ],
+    ids=["port", "address", "scheme", "path", "what is elsewhere", "health"],
+)
+def test_an_etag_is_good_only_where_it_was_sent(store: Store, moved: Any, etag: str | None) -> None:
+    store.apply([complete(instance())])
+    fetch_all(store, manifest())
+    store.apply([present(instance(**moved))])
+    store.apply([present(instance(**(moved | {"health": Health.PASSING})))])
+    (job,) = jobs(store)
+    assert job.etag == etag
 
 
 def test_an_outcome_from_before_a_new_registration_is_dropped(store: Store, reader: Reader) -> None:
