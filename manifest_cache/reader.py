@@ -242,13 +242,15 @@ def _where(wanted: ModuleFilter, after: str | None = None) -> tuple[str, list[st
         conditions.append(f"({' OR '.join([_LISTED.format('datacenters')] * len(wanted.datacenter))})")
         parameters += map(_listed, wanted.datacenter)
     if wanted.q:
-        conditions.append(f"({_CONTAINS.format('name')} OR {_CONTAINS.format(_TITLE)})")
-        parameters += [_part(wanted.q.lower())] * 2
+        # As it stands as well: not every database knows the cases of all letters.
+        conditions.append(f"({_CONTAINS.format('name')} OR {_CONTAINS.format(_TITLE)} OR {_HOLDS_AS_IT_IS})")
+        parameters += [_part(wanted.q.lower()), _part(wanted.q.lower()), _part(wanted.q)]
     return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
 _TITLE = "coalesce(title, '')"
 _CONTAINS = "lower({}) LIKE ? ESCAPE '/'"
+_HOLDS_AS_IT_IS = f"{_TITLE} LIKE ? ESCAPE '/'"
 # Whether a JSON list of strings holds one: the same text on every database.
 _LISTED = "CAST({} AS VARCHAR) LIKE ? ESCAPE '/'"
 

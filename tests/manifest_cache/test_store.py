@@ -493,6 +493,23 @@ def test_filters(store: Store, reader: Reader) -> None:
         assert snapshot.near_names("alhpa") == ["alpha"]
 
 
+def test_a_title_is_found_by_its_letters_whatever_they_are(
+    store: Store, reader: Reader, database: Database
+) -> None:
+    store.apply([complete(instance())])
+    fetch_all(store, manifest(title="Übersicht ÉTÉ"))
+
+    def finds(q: str) -> bool:
+        with reader.snapshot() as snapshot:
+            return bool(snapshot.modules(ModuleFilter(q=q)))
+
+    assert finds("Übersicht")
+    assert finds("sicht É")
+    assert not finds("Ubersicht")
+    # PostgreSQL knows the cases of the letters that its locale has: here none but ASCII's.
+    assert finds("über") == finds("été") == database.is_sqlite
+
+
 def test_pages_stay_in_order(store: Store, reader: Reader) -> None:
     store.apply([complete(*(instance("m", f"i{n}") for n in range(5)), instance("a", "a"))])
     with reader.snapshot() as snapshot:
