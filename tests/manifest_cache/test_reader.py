@@ -1,61 +1,91 @@
-"""What readers ask of the log: which modules changed since an index, at a cost that does not grow with it."""
+"""What readers ask for goes in; the rows of one consistent state come out."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-from discovery.base import Change, Health, Lost, ServiceInstance
+from discovery.base import Health
 from manifest_cache.database import Database
-from manifest_cache.reader import Reader
-from manifest_cache.settings import CacheSettings
+from manifest_cache.reader import ModuleFilter, Reader
 from manifest_cache.store import Store
-
-MODULES = [ServiceInstance(module=f"m-{n}", id=f"m-{n}-1", address="10.0.0.1", port=1) for n in range(3)]
-
-
-def flip(store: Store, instance: ServiceInstance, health: Health) -> int:
-    return store.apply([Change(source="consul", present=(replace(instance, health=health),))]).index
+from tests.manifest_cache.test_store import complete, fetch_all, instance, jobs, manifest, present
 
 
-def test_the_last_changes_are_told_by_module(store: Store, reader: Reader) -> None:
-    before = store.apply([Change(source="consul", present=tuple(MODULES), complete=True)]).index
-    flip(store, MODULES[0], Health.WARNING)
-    first = flip(store, MODULES[0], Health.CRITICAL)
-    second = flip(store, MODULES[2], Health.CRITICAL)
-    lost = store.apply([Lost(source="consul", reason="away", retry_in=1)]).index
+def test_filters(store: Store, reader: Reader) -> None:
+    store.apply(
+        [
+            complete(
+                instance("alpha", "a", tags=("module", "web")),
+                instance("beta", "b", tags=("module", 'we"b'), datacenter="dc2"),
+                instance("gamma", "c", tags=("module", "web", "x_y"), health=Health.CRITICAL),
+            )
+        ]
+    )
+    fetch_all_by_name = [(job, manifest(job.instance.module, title="Käse 100%")) for job in jobs(store)]
+    store.apply_fetches(fetch_all_by_name[:1])
+
+    def names(**wanted: Any) -> list[str]:
+        with reader.snapshot() as snapshot:
+            return [found.name for found in snapshot.modules(ModuleFilter(**wanted))]
+
+    assert names() == ["alpha", "beta", "gamma"]
+    assert names(tag=["web"]) == ["alpha", "gamma"]
+    assert names(tag=["web", "x_y"]) == ["gamma"]
+    assert names(tag=['we"b']) == ["beta"]
+    assert names(tag=["xyy"]) == []
+    assert names(tag=["we"]) == []
+    assert names(datacenter=["dc2", "dc3"]) == ["beta"]
+    assert names(status=["unavailable"]) == ["gamma"]
+    assert names(q="ALPH") == ["alpha"]
+    assert names(q="100%") == ["alpha"]
+    assert names(q="_") == []
     with reader.snapshot() as snapshot:
-        assert snapshot.last_changes(before) == {"m-0": first, "m-2": second, None: lost}
-        assert snapshot.last_changes(first) == {"m-2": second, None: lost}
-        assert snapshot.last_changes(lost) == {}
+        assert snapshot.status_counts() == {"available": 2, "unavailable": 1}
+        assert snapshot.near_names("alhpa") == ["alpha"]
 
 
-def test_a_long_log_makes_no_work_for_who_knows_most_of_it(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/lictor.db", connections=1)
-    database.migrate()
-    store = Store(database, CacheSettings())
-    store.apply([Change(source="consul", present=tuple(MODULES), complete=True)])
-    with database.write() as session:
-        session.connection().exec_driver_sql(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
-            "INSERT INTO events (at, type, module, data) "
-            "SELECT '2026-01-01 00:00:00', 'instance.changed', 'm-' || i % 1000, '{}' FROM n"
-        )
-    known = database.index()
-    changed = flip(store, MODULES[1], Health.CRITICAL)
+def test_a_title_is_found_by_its_letters_whatever_they_are(
+    store: Store, reader: Reader, database: Database
+) -> None:
+    store.apply([complete(instance())])
+    fetch_all(store, manifest(title="Übersicht ÉTÉ"))
 
-    steps = 0
+    def finds(q: str) -> bool:
+        with reader.snapshot() as snapshot:
+            return bool(snapshot.modules(ModuleFilter(q=q)))
 
-    def count() -> None:
-        nonlocal steps
-        steps += 1
+    assert finds("Übersicht")
+    assert finds("sicht É")
+    assert not finds("Ubersicht")
+    # PostgreSQL knows the cases of the letters that its locale has: here none but ASCII's.
+    assert finds("über") == finds("été") == database.is_sqlite
 
-    with database.read() as session:
-        driver = session.connection().connection.driver_connection
-        assert driver is not None
-        # Called once in so many steps of SQLite's machine, on the connection that is used next.
-        driver.set_progress_handler(count, 1000)
-    with Reader(database).snapshot() as snapshot:
-        assert snapshot.last_changes(known) == {"m-1": changed}
-    database.close()
-    assert steps <= 1
+
+def test_pages_stay_in_order(store: Store, reader: Reader) -> None:
+    store.apply([complete(*(instance("m", f"i{n}") for n in range(5)), instance("a", "a"))])
+    with reader.snapshot() as snapshot:
+        assert [found.name for found in snapshot.modules(limit=1, after="a")] == ["m"]
+        page = snapshot.instance_page("m", limit=2)
+        rest = snapshot.instance_page("m", limit=10, after=page[-1].key)
+    assert len(page) == 2
+    assert len(rest) == 3
+    assert {row.id for row in [*page, *rest]} == {f"i{n}" for n in range(5)}
+
+
+def test_history_is_newest_first(store: Store, reader: Reader) -> None:
+    store.apply([complete(instance())])
+    (job,) = jobs(store)
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        store.apply_fetches([(job, manifest(version=version))])
+    with reader.snapshot() as snapshot:
+        first = snapshot.manifest_history("financial", limit=2)
+        rest = snapshot.manifest_history("financial", limit=2, after=first[-1].digest)
+    assert [kept.version for kept in [*first, *rest]] == ["1.2.0", "1.1.0", "1.0.0"]
+
+
+def test_a_snapshot_does_not_move(store: Store, reader: Reader, database: Database) -> None:
+    store.apply([complete(instance())])
+    with reader.snapshot() as snapshot:
+        store.apply([present(instance("later", "l"))])
+        assert snapshot.module("later") is None
+        assert len(snapshot.events()) == snapshot.index

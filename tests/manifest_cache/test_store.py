@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
-from manifest_cache.database import Database
 from manifest_cache.doubt import Doubted, Trusted
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.models import Event, Instance, Module, Tombstone
-from manifest_cache.reader import ModuleFilter, Reader
+from manifest_cache.reader import Reader
 from manifest_cache.store import FetchJob, Outcome, Store
 
 
@@ -460,89 +459,9 @@ def test_many_at_once(store: Store, reader: Reader) -> None:
         assert [event.index for event in snapshot.events(limit=3000)] == list(range(1, 2202))
 
 
-def test_filters(store: Store, reader: Reader) -> None:
-    store.apply(
-        [
-            complete(
-                instance("alpha", "a", tags=("module", "web")),
-                instance("beta", "b", tags=("module", 'we"b'), datacenter="dc2"),
-                instance("gamma", "c", tags=("module", "web", "x_y"), health=Health.CRITICAL),
-            )
-        ]
-    )
-    fetch_all_by_name = [(job, manifest(job.instance.module, title="Käse 100%")) for job in jobs(store)]
-    store.apply_fetches(fetch_all_by_name[:1])
-
-    def names(**wanted: Any) -> list[str]:
-        with reader.snapshot() as snapshot:
-            return [found.name for found in snapshot.modules(ModuleFilter(**wanted))]
-
-    assert names() == ["alpha", "beta", "gamma"]
-    assert names(tag=["web"]) == ["alpha", "gamma"]
-    assert names(tag=["web", "x_y"]) == ["gamma"]
-    assert names(tag=['we"b']) == ["beta"]
-    assert names(tag=["xyy"]) == []
-    assert names(tag=["we"]) == []
-    assert names(datacenter=["dc2", "dc3"]) == ["beta"]
-    assert names(status=["unavailable"]) == ["gamma"]
-    assert names(q="ALPH") == ["alpha"]
-    assert names(q="100%") == ["alpha"]
-    assert names(q="_") == []
-    with reader.snapshot() as snapshot:
-        assert snapshot.status_counts() == {"available": 2, "unavailable": 1}
-        assert snapshot.near_names("alhpa") == ["alpha"]
-
-
-def test_a_title_is_found_by_its_letters_whatever_they_are(
-    store: Store, reader: Reader, database: Database
-) -> None:
-    store.apply([complete(instance())])
-    fetch_all(store, manifest(title="Übersicht ÉTÉ"))
-
-    def finds(q: str) -> bool:
-        with reader.snapshot() as snapshot:
-            return bool(snapshot.modules(ModuleFilter(q=q)))
-
-    assert finds("Übersicht")
-    assert finds("sicht É")
-    assert not finds("Ubersicht")
-    # PostgreSQL knows the cases of the letters that its locale has: here none but ASCII's.
-    assert finds("über") == finds("été") == database.is_sqlite
-
-
-def test_pages_stay_in_order(store: Store, reader: Reader) -> None:
-    store.apply([complete(*(instance("m", f"i{n}") for n in range(5)), instance("a", "a"))])
-    with reader.snapshot() as snapshot:
-        assert [found.name for found in snapshot.modules(limit=1, after="a")] == ["m"]
-        page = snapshot.instance_page("m", limit=2)
-        rest = snapshot.instance_page("m", limit=10, after=page[-1].key)
-    assert len(page) == 2
-    assert len(rest) == 3
-    assert {row.id for row in [*page, *rest]} == {f"i{n}" for n in range(5)}
-
-
-def test_history_is_newest_first(store: Store, reader: Reader) -> None:
-    store.apply([complete(instance())])
-    (job,) = jobs(store)
-    for version in ("1.0.0", "1.1.0", "1.2.0"):
-        store.apply_fetches([(job, manifest(version=version))])
-    with reader.snapshot() as snapshot:
-        first = snapshot.manifest_history("financial", limit=2)
-        rest = snapshot.manifest_history("financial", limit=2, after=first[-1].digest)
-    assert [kept.version for kept in [*first, *rest]] == ["1.2.0", "1.1.0", "1.0.0"]
-
-
 def test_strange_text_is_kept_or_replaced_but_never_fatal(store: Store, reader: Reader) -> None:
     odd = instance("mod-ü☃", "id/with space?#%", meta={"k": "\x00\ud800"[:1]}, tags=("module", "日本"))
     store.apply([complete(odd)])
     fetch_all(store, manifest("mod-ü☃", note="nul\x00inside"))
     assert only_instance(reader, "mod-ü☃").id == "id/with space?#%"
     assert module(reader, "mod-ü☃").version == "1.0.0"
-
-
-def test_a_snapshot_does_not_move(store: Store, reader: Reader, database: Database) -> None:
-    store.apply([complete(instance())])
-    with reader.snapshot() as snapshot:
-        store.apply([present(instance("later", "l"))])
-        assert snapshot.module("later") is None
-        assert len(snapshot.events()) == snapshot.index
