@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL
 
 from manifest_cache import postgres
 
@@ -36,9 +36,9 @@ class CommitWatch(Protocol):
 
 
 class CommitSignal(Protocol):
-    """What a writer does so that watches wake."""
+    """What a writer does so that watches wake: within its transaction, and as soon as it is committed."""
 
-    def in_transaction(self, connection: Connection) -> None: ...
+    def in_transaction(self, cursor: Any) -> None: ...
 
     def after_commit(self) -> None: ...
 
@@ -65,7 +65,7 @@ class _FileSignal:
         self._file: int | None = None
         self._identity = (0, 0)
 
-    def in_transaction(self, connection: Connection) -> None:
+    def in_transaction(self, cursor: Any) -> None:
         pass
 
     def after_commit(self) -> None:
@@ -172,9 +172,9 @@ class _PostgresSignal:
     def __init__(self, url: URL) -> None:
         self._url = url
 
-    def in_transaction(self, connection: Connection) -> None:
+    def in_transaction(self, cursor: Any) -> None:
         # Delivered by the server at the commit, and not at all if there is none.
-        connection.execute(text(f"NOTIFY {_CHANNEL}"))
+        cursor.execute(f"NOTIFY {_CHANNEL}")
 
     def after_commit(self) -> None:
         pass

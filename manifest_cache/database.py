@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, PoolProxiedConnection, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, SQLModel
@@ -18,7 +18,7 @@ from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
 from manifest_cache.models import utc_now
-from manifest_cache.rows import Reading
+from manifest_cache.rows import Reading, Writing
 from manifest_cache.statements import statements
 
 BUSY_TIMEOUT = 5.0
@@ -127,21 +127,12 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """The same without SQLAlchemy's sessions, for who reads often and in haste."""
-        dialect = self._engine.dialect
-        with self._traced("read"), _translated_faults(), _as_of_sqlalchemy(dialect):
-            connection = self._engine.raw_connection()
-            try:
-                cursor = connection.cursor()
-                if self.is_sqlite:
-                    # Any other driver begins by itself.
-                    cursor.execute("BEGIN")
-                yield Reading(cursor, dialect)
-            except dialect.loaded_dbapi.Error as exc:
-                # Whoever reads next is to have one that is sound.
-                connection.invalidate(exc)
-                raise
-            finally:
-                _give_back(connection, dialect.loaded_dbapi.Error)
+        with self._traced("read"), _translated_faults(), self._borrowed() as connection:
+            cursor = connection.cursor()
+            if self.is_sqlite:
+                # Any other driver begins by itself.
+                cursor.execute("BEGIN")
+            yield Reading(cursor, self._engine.dialect)
 
     @contextmanager
     def write(self, *, quiet: bool = False) -> Iterator[Session]:
@@ -150,33 +141,66 @@ class Database:
         A `quiet` one wakes no watch: nothing in it can be seen by a reader.
         """
         with self._traced("write"), _translated_faults():
-            with self._writing() as connection, _as_of_sqlalchemy(self._engine.dialect):
-                noticed = time.monotonic()
-                self._may_write(connection)
+            with (
+                self._sole_connection() as connection,
+                _as_of_sqlalchemy(self._engine.dialect),
+                self._permitted(Writing.of(connection), quiet=quiet),
+            ):
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
                 yield session
                 session.flush()
-                if not quiet:
-                    self._signal.in_transaction(connection)
-                    self._give_notice(noticed)
             if not quiet:
                 self._signal.after_commit()
+
+    @contextmanager
+    def writing(self, *, quiet: bool = False) -> Iterator[Writing]:
+        """The same without SQLAlchemy's sessions, for those for whose changes somebody waits."""
+        with self._traced("write"), _translated_faults(), self._borrowed() as connection:
+            writing = Writing(connection.cursor(), self._engine.dialect)
+            _take_turn(writing.cursor, is_sqlite=self.is_sqlite)
+            with self._permitted(writing, quiet=quiet):
+                yield writing
+            connection.commit()
+            if not quiet:
+                # Before anything else: this is what tells those who wait.
+                self._signal.after_commit()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[PoolProxiedConnection]:
+        """A connection as the driver has it; what was begun on it and not committed is undone."""
+        dialect = self._engine.dialect
+        with _as_of_sqlalchemy(dialect):
+            connection = self._engine.raw_connection()
+            try:
+                yield connection
+            except dialect.loaded_dbapi.Error as exc:
+                # Whoever comes next is to have one that is sound.
+                connection.invalidate(exc)
+                raise
+            finally:
+                _give_back(connection, dialect.loaded_dbapi.Error)
 
     def _traced(self, what: str) -> AbstractContextManager[object]:
         return tracing.span(f"database {what}", "client", {"db.system.name": self.url.get_backend_name()})
 
-    def _may_write(self, connection: Connection) -> None:
+    @contextmanager
+    def _permitted(self, writing: Writing, *, quiet: bool) -> Iterator[None]:
+        """What a writer has to do within its transaction before its changes, and after them."""
+        noticed = time.monotonic()
+        self._may_write(writing)
+        yield
+        if not quiet:
+            self._signal.in_transaction(writing.cursor)
+            self._give_notice(noticed)
+
+    def _may_write(self, writing: Writing) -> None:
         """Whoever holds the writers' lock may: a FencedDatabase is stricter."""
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def _sole_connection(self) -> Iterator[Connection]:
         """A connection in a transaction that no other writer's runs beside."""
         with self._engine.connect() as connection:
             connection = connection.execution_options(lictor_write=True)
-            if not self.is_sqlite:
-                # Each statement sees what is committed when it begins. A snapshot for the whole
-                # transaction would be taken before the writers' lock is held, and be too old then.
-                connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 yield connection
 
@@ -198,7 +222,7 @@ class Database:
         do it at once: one migrates, the others wait and find it done. Raises SchemaMismatch if the
         schema is newer than this program.
         """
-        with _translated_faults(), self._writing() as connection:
+        with _translated_faults(), self._sole_connection() as connection:
             before = schema.current_revision(connection)
             self._refuse_newer(before)
             if before != schema.HEAD:
@@ -238,11 +262,11 @@ class FencedDatabase(Database):
         vars(self).update(vars(database))
         self.token = token
 
-    def _may_write(self, connection: Connection) -> None:
+    def _may_write(self, writing: Writing) -> None:
         # A lease that this renews is seen by others only after the commit, and so cannot be
         # taken away in the middle of a long transaction.
-        lease = statements(_LEADERSHIP, connection.dialect)
-        if lease.update_where(connection, "token", self.token, {"renewed_at": utc_now()}) != 1:
+        lease = statements(_LEADERSHIP, writing.dialect)
+        if lease.update_where(writing.cursor, "token", self.token, {"renewed_at": utc_now()}) != 1:
             raise Fenced(f"the lead was taken over: the token {self.token} is not the newest one any more")
 
 
@@ -281,18 +305,29 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("lictor_write", False)
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-    elif write:
-        connection.execute(
-            text(
-                "SELECT set_config('lock_timeout', :lock, true), "
-                "set_config('idle_in_transaction_session_timeout', :idle, true)"
-            ),
-            {"lock": str(int(BUSY_TIMEOUT * 1000)), "idle": str(int(IDLE_TIMEOUT * 1000))},
-        )
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
+    is_sqlite = connection.dialect.name == "sqlite"
+    if connection.get_execution_options().get("lictor_write", False):
+        with _as_of_sqlalchemy(connection.dialect):
+            _take_turn(connection.connection.cursor(), is_sqlite=is_sqlite)
+    elif is_sqlite:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _take_turn(cursor: Any, *, is_sqlite: bool) -> None:
+    """Begins a transaction that no other writer's runs beside."""
+    if is_sqlite:
+        cursor.execute("BEGIN IMMEDIATE")
+        return
+    # Each statement sees what is committed when it begins: a snapshot for the whole transaction would
+    # be taken before the writers' lock is held, and be too old then.
+    cursor.execute(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+        f"SET LOCAL lock_timeout = {BUSY_TIMEOUT * 1000:.0f}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT * 1000:.0f}; "
+        f"SELECT pg_advisory_xact_lock({WRITER_LOCK})",
+        # Several statements in one call cannot be.
+        prepare=False,
+    )
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 from manifest_cache.models import Instance, Source
-from manifest_cache.statements import driver_cursor, statements
+from manifest_cache.rows import Reading, Writing
+from manifest_cache.statements import statements
 
 _EVENTS = SQLModel.metadata.tables["events"]
 
@@ -18,8 +18,8 @@ _EVENTS = SQLModel.metadata.tables["events"]
 class EventLog:
     """The events of one transaction, kept in their order until `write`."""
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
-        self._connection = connection
+    def __init__(self, writing: Writing, now: datetime) -> None:
+        self._writing = writing
         self._now = now
         self._lines: list[dict[str, Any]] = []
 
@@ -95,14 +95,14 @@ class EventLog:
 
     def write(self) -> int:
         """Stores the lines; returns the index, that of the newest one of all."""
-        statements(_EVENTS, self._connection.dialect).insert(self._connection, self._lines)
-        return index_of(self._connection)
+        if self._lines:
+            statements(_EVENTS, self._writing.dialect).insert(self._writing.cursor, self._lines)
+        return index_of(self._writing)
 
 
-def index_of(connection: Connection) -> int:
-    """The index of the newest event that the connection sees, 0 if there is none."""
-    (newest,) = driver_cursor(connection).execute('SELECT max("index") FROM events').fetchone()
-    return newest or 0
+def index_of(reading: Reading) -> int:
+    """The index of the newest event that the transaction sees, 0 if there is none."""
+    return reading.value('SELECT max("index") FROM events') or 0
 
 
 def described(row: Instance) -> dict[str, Any]:

@@ -8,11 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection
-from sqlmodel import col, select
-
 from discovery.base import ServiceInstance
-from manifest_cache.models import Instance, Manifest
+from manifest_cache.models import Instance
+from manifest_cache.rows import Reading, one_of
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY
 from manifest_cache.statements import chunks
@@ -27,8 +25,8 @@ _MOMENTS = 60
 class FetchPlan:
     """The fetches that one transaction makes due."""
 
-    def __init__(self, connection: Connection, settings: CacheSettings, now: datetime) -> None:
-        self._connection = connection
+    def __init__(self, reading: Reading, settings: CacheSettings, now: datetime) -> None:
+        self._reading = reading
         self._settings = settings
         self._now = now
         self._planned: list[Instance] = []
@@ -48,10 +46,8 @@ class FetchPlan:
         return {
             (module, digest): version
             for some in chunks(sorted({digest for _, digest in wanted}))
-            for module, digest, version in self._connection.execute(
-                select(Manifest.module, Manifest.digest, Manifest.version).where(
-                    col(Manifest.digest).in_(some)
-                )
+            for module, digest, version in self._reading.rows(
+                f"SELECT module, digest, version FROM manifests WHERE digest {one_of(some)}", *some
             )
             if (module, digest) in wanted
         }

@@ -14,6 +14,7 @@ from manifest_cache.ledger import Ledger
 from manifest_cache.models import Instance, Module, Source, Tombstone, utc_now
 from manifest_cache.push import SOURCE as PUSH
 from manifest_cache.reader import like
+from manifest_cache.rows import Writing
 from manifest_cache.settings import CacheSettings
 
 
@@ -69,7 +70,7 @@ class Forgetting:
             told_by = dict(session.exec(counts.group_by(Instance.source)).all())
             if told_by:
                 raise ModuleInUse(name, told_by)
-            ledger = Ledger(session, self._settings)
+            ledger = Ledger(Writing.of(session.connection()), self._settings)
             manifests, tombstones = ledger.forget(name, "an operator said so")
             return Forgotten(ledger.close(), manifests, tombstones)
 
@@ -83,7 +84,7 @@ class Forgetting:
             if not self._forgettable(session, limit):
                 return ()
         with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+            ledger = Ledger(Writing.of(session.connection()), self._settings)
             # Looked for anew: some may be back since.
             names = self._forgettable(session, limit)
             for name in names:

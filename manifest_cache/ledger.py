@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete
-from sqlmodel import Session, col, select
+from sqlmodel import SQLModel
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.event_log import EventLog, described, described_error
@@ -17,8 +16,10 @@ from manifest_cache.fetch_plan import FetchPlan
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.metrics import DOUBTS
 from manifest_cache.models import Instance, Manifest, Module, Source, Tombstone, utc_now
+from manifest_cache.rows import Writing
 from manifest_cache.settings import CacheSettings
 from manifest_cache.settling import HEALTHY, Settlement, new_module
+from manifest_cache.statements import statements
 from manifest_cache.working_set import Rows
 
 logger = logging.getLogger(__name__)
@@ -39,18 +40,18 @@ class Refresh:
 class Ledger:
     """One transaction's worth of changes; `close` settles what they add up to and writes the events.
 
-    A session of `Database.write` is all it works on, so that state and events are committed
-    together. Whoever opens one calls `close` before the session ends.
+    A transaction of `Database.writing` is all it works on, so that state and events are committed
+    together. Whoever opens one calls `close` before the transaction ends.
     """
 
-    def __init__(self, session: Session, settings: CacheSettings) -> None:
+    def __init__(self, writing: Writing, settings: CacheSettings) -> None:
         self.now = utc_now()
-        self._connection = session.connection()
-        self._sources = Rows(self._connection, Source)
-        self._modules = Rows(self._connection, Module)
-        self._manifests = Rows(self._connection, Manifest)
-        self._instances = Rows(self._connection, Instance)
-        self._tombstones = Rows(self._connection, Tombstone)
+        self._writing = writing
+        self._sources = Rows(writing, Source)
+        self._modules = Rows(writing, Module)
+        self._manifests = Rows(writing, Manifest)
+        self._instances = Rows(writing, Instance)
+        self._tombstones = Rows(writing, Tombstone)
         self._source_named: dict[str, Source] = {}
         self._module_named: dict[str, Module] = {}
         self._manifest_of: dict[tuple[str, str], Manifest] = {}
@@ -59,8 +60,8 @@ class Ledger:
         self._buried: dict[tuple[str, InstanceKey], Tombstone] = {}
         self._fresh: set[str] = set()
         self._touched: dict[str, str] = {}
-        self._log = EventLog(self._connection, self.now)
-        self._fetches = FetchPlan(self._connection, settings, self.now)
+        self._log = EventLog(writing, self.now)
+        self._fetches = FetchPlan(writing, settings, self.now)
 
     # What is there
 
@@ -140,8 +141,8 @@ class Ledger:
         """The modules that a change may be about: those that it names, or all of its source."""
         names = {instance.module for instance in change.present} | {key.module for key in change.gone}
         if change.complete:
-            known = select(Instance.module).where(Instance.source == change.source).distinct()
-            names.update(self._connection.execute(known).scalars())
+            known = "SELECT DISTINCT module FROM instances WHERE source = ?"
+            names.update(name for (name,) in self._writing.rows(known, change.source))
             # Those that this transaction added are not stored yet.
             added = (row for rows in self._instances_of.values() for row in rows)
             names.update(row.module for row in added if row.source == change.source)
@@ -284,8 +285,10 @@ class Ledger:
         module = self._module_named.pop(name)
         self._log.add("module.forgotten", module=name, was=_remembered_of(module), reason=reason)
         gone = [
-            self._connection.execute(delete(table).where(col(table.module) == name)).rowcount
-            for table in (Manifest, Tombstone)
+            statements(SQLModel.metadata.tables[table], self._writing.dialect).delete(
+                self._writing.cursor, "module", [name]
+            )
+            for table in ("manifests", "tombstones")
         ]
         self._modules.remove([module], "name")
         return gone[0], gone[1]

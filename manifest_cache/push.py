@@ -18,6 +18,7 @@ from manifest_cache.event_log import index_of
 from manifest_cache.ledger import Ledger
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.models import Instance, PushLease, utc_now
+from manifest_cache.rows import Reading, Writing
 from manifest_cache.settings import CacheSettings
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class PushRegistry:
         interval = registration.heartbeat_interval or self._settings.heartbeat_interval
         deregister_after = registration.deregister_after or self._settings.deregister_after
         with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+            ledger = Ledger(Writing.of(session.connection()), self._settings)
             ledger.change(Change(source=SOURCE, present=(instance,)))
             row = _known(ledger, instance.key)
             if registration.manifest is not None:
@@ -110,8 +111,8 @@ class PushRegistry:
     def deregister(self, module: str, id_: str) -> int:
         """Removes an instance; returns the index. Raises UnknownInstance."""
         key = InstanceKey(module, "", id_)
-        with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+        with self._database.writing() as writing:
+            ledger = Ledger(writing, self._settings)
             _known(ledger, key)
             ledger.change(Change(source=SOURCE, gone=(key,)))
             return ledger.close()
@@ -165,12 +166,12 @@ class PushRegistry:
             lease.expires_at = lease.last_beat + _patience(lease.heartbeat_interval)
             lease.note, lease.lapsed, lease.reported = note, False, health
             return Heartbeat(
-                index=index_of(session.connection()), heartbeat_interval=lease.heartbeat_interval
+                index=index_of(Reading.of(session.connection())), heartbeat_interval=lease.heartbeat_interval
             )
 
     def _changing_beat(self, key: InstanceKey, health: Health, note: str) -> Heartbeat:
         with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+            ledger = Ledger(Writing.of(session.connection()), self._settings)
             row = _known(ledger, key)
             ledger.health(row, health)
             lease = session.get_one(PushLease, row.key)
@@ -180,7 +181,7 @@ class PushRegistry:
             return Heartbeat(index=ledger.close(), heartbeat_interval=lease.heartbeat_interval)
 
     def _expire(self, session: Session) -> None:
-        ledger = Ledger(session, self._settings)
+        ledger = Ledger(Writing.of(session.connection()), self._settings)
         expired = session.exec(
             select(PushLease, Instance)
             .join(Instance, col(Instance.key) == PushLease.instance)

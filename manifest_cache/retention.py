@@ -16,6 +16,7 @@ from sqlmodel import Session, col, delete, or_, select
 from manifest_cache.database import Database
 from manifest_cache.event_log import index_of
 from manifest_cache.models import Event, Instance, Manifest, Module
+from manifest_cache.rows import Reading
 
 # For each the log is searched for what it still tells of the module.
 _MANIFESTS = 20
@@ -42,7 +43,7 @@ def drop_events(database: Database, before: datetime, limit: int) -> Dropped:
     """
     # What takes long is looked up beforehand: meanwhile others can write.
     with database.read() as session:
-        index = index_of(session.connection())
+        index = index_of(Reading.of(session.connection()))
         old, named = _telling_of_few(_oldest(session, before, index, limit))
         if not old:
             return Dropped(0, 0)

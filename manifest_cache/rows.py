@@ -1,4 +1,4 @@
-"""Reads as the driver does: SQL in, rows and detached objects of the tables out.
+"""Reads as the driver does: SQL in, rows and detached objects of the tables out; and the driver's writing.
 
 SQLAlchemy takes ten times what SQLite takes over a small query, and somebody waits for every change.
 Its types still say how each value is read.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import Dialect, Float
+from sqlalchemy import Connection, Dialect, Float
 from sqlalchemy.orm import class_mapper
 from sqlalchemy.types import TypeEngine
 from sqlmodel import SQLModel
@@ -23,16 +23,21 @@ class Reading:
     """One state of a database. In its SQL `?` stands for each parameter, whatever the driver takes."""
 
     def __init__(self, cursor: Any, dialect: Dialect) -> None:
-        self._cursor = cursor
-        self._dialect = dialect
+        self.cursor = cursor
+        self.dialect = dialect
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """The transaction of a connection of SQLAlchemy's."""
+        return cls(connection.connection.cursor(), connection.dialect)
 
     def rows(self, sql: str, *parameters: object) -> Sequence[Any]:
-        rows: Sequence[Any] = self._cursor.execute(_placed(sql, self._dialect), parameters).fetchall()
+        rows: Sequence[Any] = self.cursor.execute(_placed(sql, self.dialect), parameters).fetchall()
         return rows
 
     def value(self, sql: str, *parameters: object) -> Any:
         """The first value of the first row, None where there is none."""
-        row = self._cursor.execute(_placed(sql, self._dialect), parameters).fetchone()
+        row = self.cursor.execute(_placed(sql, self.dialect), parameters).fetchone()
         return row[0] if row else None
 
     def objects(self, model: type[Row], rest: str, *parameters: object) -> Sequence[Row]:
@@ -41,8 +46,12 @@ class Reading:
 
     def stored(self, model: type[Row], rest: str, *parameters: object) -> Sequence[Stored[Row]]:
         """The same, for who may not need them as objects."""
-        table = _table(model, self._dialect)
+        table = _table(model, self.dialect)
         return [Stored(table, row) for row in self.rows(f"{table.select} {rest}", *parameters)]
+
+
+class Writing(Reading):
+    """The transaction of a writer, for statements beside those that read."""
 
 
 class Stored(Generic[Row]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -101,7 +101,7 @@ def new_module(name: str, now: datetime) -> dict[str, Any]:
 
 def _sums(rows: Sequence[Instance]) -> dict[str, Any]:
     """What a module's instances add up to, as columns of the module."""
-    count = {health: sum(row.health == health for row in rows) for health in Health}
+    count = Counter(row.health for row in rows)
     if rows and count[Health.PASSING] == len(rows):
         status = "available"
     elif count[Health.PASSING] or count[Health.WARNING]:
@@ -111,7 +111,7 @@ def _sums(rows: Sequence[Instance]) -> dict[str, Any]:
     return {
         "status": status,
         "total": len(rows),
-        **{str(health): number for health, number in count.items()},
+        **{health.value: count[health] for health in Health},
         "tags": sorted({tag for row in rows for tag in row.tags}),
         "datacenters": sorted({row.datacenter for row in rows if row.datacenter}),
         "registries": sorted({row.registry_name for row in rows}),

@@ -10,82 +10,96 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy import JSON, Dialect, Table
 from sqlalchemy.types import TypeEngine
 
 from manifest_cache.models import UTCDateTime
 
 # SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
 _CHUNK = 500
+# JSON up to so many characters is remembered: tags, and what most modules say in their meta.
+_SHORT = 500
 
 Item = TypeVar("Item")
 _Processor: TypeAlias = Callable[[Any], Any] | None
+_Names: TypeAlias = tuple[str, ...]
 
 
 class Statements:
-    """The statements of one table on one kind of database; columns are named as the table names them."""
+    """The statements of one table on one kind of database; columns are named as the table names them.
+
+    They run on a cursor of the driver's. What `select` gives may be given to others too: it is not to
+    be altered.
+    """
 
     def __init__(self, table: Table, dialect: Dialect) -> None:
         quote = dialect.identifier_preparer.quote
         self._table = quote(table.name)
         self._columns = {column.name: quote(column.name) for column in table.columns}
-        self._keys = [column.name for column in table.primary_key]
+        self._keys = tuple(column.name for column in table.primary_key)
         self._placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
         types = {column.name: column.type.dialect_impl(dialect) for column in table.columns}
         self._write: dict[str, _Processor] = {
             name: _remembering(kind, kind.bind_processor(dialect)) for name, kind in types.items()
         }
         readers = [_remembering(kind, kind.result_processor(dialect, None)) for kind in types.values()]
-        self._read = [(number, read) for number, read in enumerate(readers) if read is not None]
+        self._read = [
+            (number, _short_ones(read) if isinstance(kind, JSON) else read)
+            for number, (kind, read) in enumerate(zip(types.values(), readers, strict=True))
+            if read is not None
+        ]
+        # Statements of the same kind are written out once.
+        self._inserting = functools.lru_cache(maxsize=64)(self._written_insert)
+        self._updating = functools.lru_cache(maxsize=64)(self._written_update)
 
-    def select(self, connection: Connection, column: str, values: Collection[Any]) -> Iterator[list[Any]]:
+    def select(self, cursor: Any, column: str, values: Collection[Any]) -> Iterator[list[Any]]:
         """The rows of which the column has one of the values, each as its values in the table's order."""
         columns = ", ".join(self._columns.values())
         for some in chunks(sorted(values)):
             sql = f"SELECT {columns} FROM {self._table} WHERE {self._is_one_of(column, some)}"
-            for stored in driver_cursor(connection).execute(sql, self._parameters(column, some)):
+            for stored in cursor.execute(sql, self._parameters(column, some)).fetchall():
                 row = list(stored)
                 for number, read in self._read:
                     row[number] = read(row[number])
                 yield row
 
-    def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def insert(self, cursor: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows; those that give the same columns go in one statement."""
         for names, alike in _by_names(rows):
-            columns = ", ".join(self._columns[name] for name in names)
-            marks = ", ".join([self._placeholder] * len(names))
-            sql = f"INSERT INTO {self._table} ({columns}) VALUES ({marks})"
-            self._run_for_all(connection, sql, names, alike)
+            self._run_for_all(cursor, self._inserting(names), names, alike)
 
-    def update(
-        self, connection: Connection, changes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> None:
+    def update(self, cursor: Any, changes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Changes rows: of each its primary key, and the columns that become other."""
-        rows = [{**changed, **key} for key, changed in changes]
-        where = " AND ".join(f"{self._columns[name]} = {self._placeholder}" for name in self._keys)
-        for names, alike in _by_names(rows):
-            changed = [name for name in names if name not in self._keys]
-            settings = ", ".join(f"{self._columns[name]} = {self._placeholder}" for name in changed)
-            sql = f"UPDATE {self._table} SET {settings} WHERE {where}"
-            self._run_for_all(connection, sql, [*changed, *self._keys], alike)
+        for names, alike in _by_names([{**changed, **key} for key, changed in changes]):
+            changed = tuple(name for name in names if name not in self._keys)
+            self._run_for_all(cursor, self._updating(changed, self._keys), (*changed, *self._keys), alike)
 
-    def update_where(
-        self, connection: Connection, column: str, value: Any, changed: Mapping[str, Any]
-    ) -> int:
+    def update_where(self, cursor: Any, column: str, value: Any, changed: Mapping[str, Any]) -> int:
         """Changes the rows of which the column has this value; returns how many there are."""
-        settings = ", ".join(f"{self._columns[name]} = {self._placeholder}" for name in changed)
-        where = f"{self._columns[column]} = {self._placeholder}"
-        sql = f"UPDATE {self._table} SET {settings} WHERE {where}"
         written = [self._parameters(name, [new])[0] for name, new in changed.items()]
-        cursor = driver_cursor(connection)
+        sql = self._updating(tuple(changed), (column,))
         cursor.execute(sql, (*written, *self._parameters(column, [value])))
         found: int = cursor.rowcount
         return found
 
-    def delete(self, connection: Connection, column: str, values: Collection[Any]) -> None:
+    def delete(self, cursor: Any, column: str, values: Collection[Any]) -> int:
+        """Takes away the rows of which the column has one of the values; returns how many there were."""
+        found = 0
         for some in chunks(sorted(values)):
             sql = f"DELETE FROM {self._table} WHERE {self._is_one_of(column, some)}"
-            driver_cursor(connection).execute(sql, self._parameters(column, some))
+            cursor.execute(sql, self._parameters(column, some))
+            found += cursor.rowcount
+        return found
+
+    def _written_insert(self, names: _Names) -> str:
+        columns = ", ".join(self._columns[name] for name in names)
+        marks = ", ".join([self._placeholder] * len(names))
+        return f"INSERT INTO {self._table} ({columns}) VALUES ({marks})"
+
+    def _written_update(self, changed: _Names, known: _Names) -> str:
+        settings = ", ".join(f"{self._columns[name]} = {self._placeholder}" for name in changed)
+        where = " AND ".join(f"{self._columns[name]} = {self._placeholder}" for name in known)
+        return f"UPDATE {self._table} SET {settings} WHERE {where}"
 
     def _is_one_of(self, column: str, values: Sequence[Any]) -> str:
         marks = ", ".join([self._placeholder] * len(values))
@@ -93,27 +107,19 @@ class Statements:
 
     def _parameters(self, column: str, values: Iterable[Any]) -> tuple[Any, ...]:
         write = self._write[column]
-        return tuple(value if write is None else write(value) for value in values)
+        return tuple(values) if write is None else tuple(map(write, values))
 
-    def _run_for_all(
-        self, connection: Connection, sql: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def _run_for_all(self, cursor: Any, sql: str, names: _Names, rows: Sequence[Mapping[str, Any]]) -> None:
         writing = [(name, self._write[name]) for name in names]
         for some in chunks(rows):
             parameters = [
-                tuple(row[name] if write is None else write(row[name]) for name, write in writing)
+                tuple([row[name] if write is None else write(row[name]) for name, write in writing])
                 for row in some
             ]
-            cursor = driver_cursor(connection)
             if len(parameters) == 1:
                 cursor.execute(sql, parameters[0])
             else:
                 cursor.executemany(sql, parameters)
-
-
-def driver_cursor(connection: Connection) -> Any:
-    """A cursor of the driver's own, in the connection's transaction."""
-    return connection.connection.cursor()
 
 
 def _remembering(kind: TypeEngine[Any], process: _Processor) -> _Processor:
@@ -121,6 +127,16 @@ def _remembering(kind: TypeEngine[Any], process: _Processor) -> _Processor:
     if process is None or not isinstance(kind, UTCDateTime):
         return process
     return functools.lru_cache(maxsize=256)(process)
+
+
+def _short_ones(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same for JSON that comes as text: many rows say the same, and the next change reads them again."""
+    remembered = functools.lru_cache(maxsize=1024)(read)
+
+    def process(said: Any) -> Any:
+        return remembered(said) if isinstance(said, str) and len(said) <= _SHORT else read(said)
+
+    return process
 
 
 @functools.lru_cache(maxsize=64)
@@ -135,8 +151,8 @@ def chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield items[start : start + _CHUNK]
 
 
-def _by_names(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, ...], list[Mapping[str, Any]]]]:
-    grouped: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+def _by_names(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[_Names, list[Mapping[str, Any]]]]:
+    grouped: dict[_Names, list[Mapping[str, Any]]] = {}
     for row in rows:
         grouped.setdefault(tuple(row), []).append(row)
     yield from grouped.items()

@@ -18,7 +18,7 @@ from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.ledger import Ledger, Refresh
 from manifest_cache.models import Instance, Source, utc_now
-from manifest_cache.rows import one_of
+from manifest_cache.rows import Reading, one_of
 from manifest_cache.settings import CacheSettings
 from manifest_cache.working_set import Rows
 
@@ -72,8 +72,8 @@ class Store:
 
     def apply(self, updates: Sequence[Update]) -> Applied:
         """Writes what registries told and how far they are believed, in its order."""
-        with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+        with self._database.writing() as writing:
+            ledger = Ledger(writing, self._settings)
             for update in updates:
                 if isinstance(update, Change):
                     ledger.change(update)
@@ -119,8 +119,8 @@ class Store:
 
         Returns of how many, and the index; None if there is no such module.
         """
-        with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+        with self._database.writing() as writing:
+            ledger = Ledger(writing, self._settings)
             refresh = ledger.refresh(module)
             index = ledger.close()
             return None if refresh is None else (refresh, index)
@@ -130,8 +130,8 @@ class Store:
 
         An outcome is dropped if its instance is gone, or has registered anew since the fetch began.
         """
-        with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
+        with self._database.writing() as writing:
+            ledger = Ledger(writing, self._settings)
             ledger.expect(*_named_in(outcomes))
             for job, outcome in outcomes:
                 row = ledger.instance_of(*job.key)
@@ -179,7 +179,7 @@ class Store:
                 for key, source, *instance, generation in found
                 if (source, InstanceKey(*instance), generation) not in leave_out
             ][:limit]
-            rows = {row.key: row for row in Rows(connection, Instance).load("key", keys)}
+            rows = {row.key: row for row in Rows(Reading.of(connection), Instance).load("key", keys)}
             following = session.exec(
                 select(fetch_at)
                 .where(fetch_at > now, col(Instance.address).not_in(leave_out_hosts))
@@ -197,11 +197,12 @@ class Store:
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:
         """Notes that what registries other than these said is no longer kept current."""
-        with self._database.write() as session:
-            ledger = Ledger(session, self._settings)
-            for source in session.exec(select(Source).where(col(Source.registry_name).not_in(followed))):
-                reason = f"{source.registry_name} is not in LICTOR_REGISTRIES"
-                ledger.lost(Lost(source=source.name, reason=reason, retry_in=0))
+        with self._database.writing() as writing:
+            ledger = Ledger(writing, self._settings)
+            for source in writing.objects(Source, "ORDER BY name"):
+                if source.registry_name not in followed:
+                    reason = f"{source.registry_name} is not in LICTOR_REGISTRIES"
+                    ledger.lost(Lost(source=source.name, reason=reason, retry_in=0))
             ledger.close()
 
 

@@ -18,6 +18,7 @@ from sqlmodel import col, select
 from manifest_cache.database import Database
 from manifest_cache.event_log import index_of
 from manifest_cache.models import Event, WebhookPosition
+from manifest_cache.rows import Reading
 from manifest_cache.writer_thread import WriterThread
 
 # A position is written this soon after a delivery, and one that only passed over events this late.
@@ -57,7 +58,7 @@ class Positions:
         What is known of other receivers is kept as long as it leads to events that are.
         """
         with self._database.write(quiet=True) as session:
-            newest = index_of(session.connection())
+            newest = index_of(Reading.of(session.connection()))
             oldest = session.exec(select(func.min(Event.index))).one() or 0
             rows = {row.receiver: row for row in session.exec(select(WebhookPosition))}
             for name, row in rows.items():

@@ -18,10 +18,14 @@ from sqlmodel import SQLModel, select
 from discovery.base import Change, ServiceInstance
 from manifest_cache import schema
 from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
+from manifest_cache.event_log import index_of
+from manifest_cache.ledger import Ledger
 from manifest_cache.models import Module, Source, utc_now
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
 from manifest_cache.store import Store
+from manifest_cache.working_set import Rows
+from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 
 CHANGE = Change(
@@ -128,10 +132,19 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
             session.flush()
             raise RuntimeError("after the row")
 
-    with pytest.raises(RuntimeError, match="after the row"):
-        fail()
+    def fail_as_the_driver_does() -> None:
+        with database.writing() as writing:
+            rows = Rows(writing, Source)
+            rows.add(**source.model_dump())
+            rows.write()
+            raise RuntimeError("after the row")
+
+    for failing in (fail, fail_as_the_driver_does):
+        with pytest.raises(RuntimeError, match="after the row"):
+            failing()
     with Reader(database).snapshot() as snapshot:
         assert list(snapshot.sources) == []
+    assert write(database) > 0, "nothing was left open"
 
 
 def test_a_wait_ends_with_the_commit(database_url: str, database: Database) -> None:
@@ -279,6 +292,51 @@ def test_a_server_that_goes_after_all_was_read(
     with database.reading() as reading:
         assert reading.value("SELECT pg_backend_pid()") != served_by
     assert not caplog.records
+    database.close()
+
+
+def test_a_server_that_goes_while_one_writes_is_unavailable(postgres: PostgresServer) -> None:
+    database = Database(postgres.create_database(), connections=1)
+    database.migrate()
+    other = Database(database.url.render_as_string(hide_password=False))
+
+    def go() -> None:
+        with database.writing() as writing:
+            served_by = writing.value("SELECT pg_backend_pid()")
+            with other.read() as session:
+                session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": served_by})
+            index_of(writing)
+
+    with pytest.raises(StoreUnavailable):
+        go()
+    assert write(database) > 0, "the next one has a connection that is sound"
+    other.close()
+    database.close()
+
+
+def test_writers_on_postgresql_see_what_was_committed_while_they_waited(postgres: PostgresServer) -> None:
+    database = Database(postgres.create_database())
+    database.migrate()
+    seen: list[int] = []
+
+    def look() -> None:
+        with database.writing(quiet=True) as writing:
+            seen.append(index_of(writing))
+
+    waiting = threading.Thread(target=look)
+    with database.writing() as writing:
+        ledger = Ledger(writing, CacheSettings())
+        ledger.change(CHANGE)
+        waiting.start()
+        waiting_here = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
+            "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+        )
+        with database.reading() as reading:
+            eventually(lambda: reading.value(waiting_here) == 1)
+        index = ledger.close()
+    waiting.join(60)
+    assert seen == [index]
     database.close()
 
 
