@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from tests.cli.command import LICTOR, Lictor
-from tests.consul_server import ConsulServer, RunningConsul, consul_binary, eventually, federate
+from tests.consul_server import (
+    ConsulServer,
+    RunningConsul,
+    ScriptedConsul,
+    consul_binary,
+    eventually,
+    federate,
+)
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance
 from web.cli import finding
@@ -47,6 +54,19 @@ def test_a_consul_that_is_away(lictor: Lictor, cache: Cache) -> None:
     assert "fail  consul" in done.stdout
     assert "connection refused" in done.stdout
     assert "-> start a Consul agent (`lictor up --consul dev` has one), or mend the setting" in done.stdout
+
+
+@pytest.mark.parametrize("said", ["[]", "null", '{"leader": "me"}', "5"])
+def test_what_answers_is_no_consul(
+    lictor: Lictor, cache: Cache, scripted_consul: ScriptedConsul, said: str
+) -> None:
+    for _ in range(2):
+        scripted_consul.answer(said)
+    found = findings(lictor, CONSUL_HTTP_ADDR=scripted_consul.http_addr)
+    assert found["consul"]["status"] == "fail"
+    assert "is no Consul" in found["consul"]["detail"]
+    assert "CONSUL_HTTP_ADDR" in found["consul"]["mend"]
+    assert "database" in found
 
 
 def test_without_consul_it_is_not_looked_at(lictor: Lictor, cache: Cache) -> None:

@@ -40,6 +40,10 @@ def look_at_consul(config: ConsulConfig, settings: Settings) -> Iterator[Finding
                 "start a Consul agent (`lictor up --consul dev` has one), or mend the setting",
             )
             return
+        if not isinstance(leader, str):
+            told = f"what answers at {config.address} is no Consul: it names {leader!r:.80} as its leader"
+            yield fail("consul", told, "let CONSUL_HTTP_ADDR name a Consul agent")
+            return
         agent = _agent(client)
         yield _state(config, leader, agent)
         yield _token(client)
@@ -60,7 +64,7 @@ def _agent(client: ConsulClient) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _state(config: ConsulConfig, leader: object, agent: dict[str, Any]) -> Finding:
+def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> Finding:
     own = agent.get("Config", {})
     version = f"Consul {own['Version']} in {own['Datacenter']}" if "Version" in own else "Consul"
     if not leader:
