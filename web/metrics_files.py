@@ -29,10 +29,12 @@ def share() -> None:
         return
     place = _place()
     _remove_unused(place)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=place))
     # Held, and inherited by the workers, until the last of them has ended.
     lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    # Not earlier under this name: who starts at the same time removes what nobody holds.
+    folder = folder.rename(place / folder.name.removeprefix("."))
     os.environ[VARIABLE] = str(folder)
     atexit.register(_remove, folder, os.getpid())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import web.metrics
 from tests.cli.command import wait_until_gone
 from tests.web.filling import Cache
 from tests.web.gunicorn_server import Gunicorn, running
+from web import metrics_files
 from web.logs import logging_config
 from web.request_id import request_id
 from web.settings import Settings
@@ -123,6 +125,26 @@ def test_what_a_killed_server_left_is_removed_by_the_next(
         assert folder.is_dir()
     with running(tmp_path, http, database_url=database_url, bind=bind):
         assert not folder.exists()
+
+
+def test_two_that_start_at_once_keep_their_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(metrics_files, "_place", lambda: tmp_path)
+    monkeypatch.setenv(metrics_files.VARIABLE, "")
+    really, folders = fcntl.flock, []
+
+    def shared() -> None:
+        metrics_files.share()
+        folders.append(Path(os.environ[metrics_files.VARIABLE]))
+        monkeypatch.setenv(metrics_files.VARIABLE, "")
+
+    def after_another_started(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", really)
+        shared()
+        really(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_another_started)
+    shared()
+    assert [folder.is_dir() for folder in folders] == [True, True]
 
 
 def folder_of(server: Gunicorn) -> Path:
