@@ -34,7 +34,7 @@ class CatalogCopy:
             return View(said["index"], modules, said["confirmed_at"], said["stale"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             logger.warning("the copy of the catalog is of no use path=%s: %r", self._path, exc)
             return None
 

@@ -36,6 +36,10 @@ _GATHER = 0.01
 # If more modules than these changed at once, all are read anew.
 _MANY = 200
 _NAMES_A_REQUEST = 50
+# Characters: Lictor's web server takes lines of 8,190, and others on the way may take fewer.
+_LONGEST_QUERY = 4000
+# Seconds; what goes wrong after a longer time is no part of the trouble before it.
+_STEADY = 10.0
 _PAGE = 1000
 
 
@@ -72,22 +76,23 @@ class CatalogFeed:
         backoff = Backoff(shortest=0.1, longest=15.0)
         async with self._client() as client:
             while True:
+                begun = time.monotonic()
                 try:
                     if self._view is None:
                         await self._read_all(client)
-                    await self._follow(client, backoff)
+                    await self._follow(client)
                 except _Gone as exc:
                     logger.info("reading the catalog anew url=%s: %s", self._url, exc)
                     # Who was told of it keeps it until all is read.
                     self._view = None
                 except (RegistryUnavailable, httpx.HTTPError) as exc:
-                    await self._give_up(str(exc) or type(exc).__name__, backoff)
-                except (KeyError, TypeError, ValueError) as exc:
-                    await self._give_up(f"its answers make no sense, is it Lictor? ({exc!r})", backoff)
-
-    async def _give_up(self, reason: str, backoff: Backoff) -> None:
-        self._lost(reason)
-        await asyncio.sleep(backoff.next())
+                    self._lost(str(exc) or type(exc).__name__)
+                except (KeyError, TypeError, ValueError, RecursionError) as exc:
+                    why = f"{type(exc).__name__}: {exc}"
+                    self._lost(f"its answers make no sense, is it Lictor? ({why})")
+                if time.monotonic() - begun >= _STEADY:
+                    backoff.reset()
+                await asyncio.sleep(backoff.next())
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -114,14 +119,14 @@ class CatalogFeed:
         self._view = View(index, modules, time.time(), stale)
         self._publish(self._view, frozenset(modules))
 
-    async def _follow(self, client: httpx.AsyncClient, backoff: Backoff) -> None:
+    async def _follow(self, client: httpx.AsyncClient) -> None:
         """Listens and reads what changed, until one of both fails."""
         if self._view is not None:
             self._position = self._view.index
         # What was told and not read is told again.
         self._dirty.clear()
         tasks = {
-            asyncio.create_task(self._listen(client, backoff), name="listen to events"),
+            asyncio.create_task(self._listen(client), name="listen to events"),
             asyncio.create_task(self._refresh_dirty(client), name="read what changed"),
         }
         try:
@@ -133,12 +138,11 @@ class CatalogFeed:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, client: httpx.AsyncClient, backoff: Backoff) -> None:
+    async def _listen(self, client: httpx.AsyncClient) -> None:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._position)}
         timeout = httpx.Timeout(_TIMEOUT, read=_SILENCE)
         async with client.stream("GET", f"{_API}/events", headers=headers, timeout=timeout) as response:
             self._check_stream(response)
-            backoff.reset()
             async for id_, data in _events(response.aiter_lines(), self._confirm):
                 self._take(id_, data)
         raise RegistryUnavailable(f"{self._url}: the event stream ended")
@@ -179,7 +183,8 @@ class CatalogFeed:
             await self._read_all(client)
             return
         # Without names it is a registry that changed, and the header of any answer says how.
-        paths = [self._lookup(some) for some in _portions(names)] or [f"{_API}/modules?limit=1"]
+        lookups = [f"{_API}/modules/lookup?{asked}&include={self._include}" for asked in _portions(names)]
+        paths = lookups or [f"{_API}/modules?limit=1"]
         found: list[Module] = []
         gone: list[str] = []
         stale = ""
@@ -193,10 +198,6 @@ class CatalogFeed:
             found, gone, index=position, confirmed_at=time.time(), stale=stale
         )
         self._publish(self._view, frozenset(names))
-
-    def _lookup(self, names: Iterable[str]) -> str:
-        asked = "&".join(f"name={quote(name, safe='')}" for name in names)
-        return f"{_API}/modules/lookup?{asked}&include={self._include}"
 
     async def _get(self, client: httpx.AsyncClient, path: str) -> tuple[Any, httpx.Headers]:
         response = await client.get(path)
@@ -228,6 +229,15 @@ async def _events(lines: AsyncIterator[str], heard: Callable[[], None]) -> Async
         heard()
 
 
-def _portions(names: Sequence[str]) -> Iterator[Iterable[str]]:
-    for start in range(0, len(names), _NAMES_A_REQUEST):
-        yield names[start : start + _NAMES_A_REQUEST]
+def _portions(names: Iterable[str]) -> Iterator[str]:
+    """What asks for these names, in parts that fit into a request each."""
+    part: list[str] = []
+    for name in names:
+        asked = f"name={quote(name, safe='')}"
+        full = len(part) == _NAMES_A_REQUEST or len("&".join([*part, asked])) > _LONGEST_QUERY
+        if part and full:
+            yield "&".join(part)
+            part = []
+        part.append(asked)
+    if part:
+        yield "&".join(part)

@@ -197,7 +197,18 @@ def test_it_starts_from_its_copy_while_lictor_is_away(lictor: Lictor, filled: Ca
     assert set(kept["modules"]) == {"financial", "news", "weather"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99, "url": "x"}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 99, "url": "x"}',
+        "\x00",
+        pytest.param("[" * 99_999, id="deep"),
+    ],
+)
 def test_a_broken_copy_counts_as_none(lictor: Lictor, content: str) -> None:
     copy = lictor.folder / "catalog.json"
     copy.write_text(content)
