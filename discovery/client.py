@@ -242,6 +242,7 @@ class Catalog(_Reads):
         self._lock = threading.Lock()
         self._owner = 0
         self._settled = threading.Event()
+        self._closing = threading.Event()
         self._end: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
@@ -258,6 +259,7 @@ class Catalog(_Reads):
         """Ends following; what is known stays readable, and is kept in the copy."""
         with self._lock:
             if self._thread is not None and self._owner == os.getpid():
+                self._closing.set()
                 self._end()
                 self._thread.join(_CLOSING)
             self._thread = None
@@ -281,14 +283,14 @@ class Catalog(_Reads):
         return super()._view()
 
     def _begin(self) -> None:
-        self._settled = threading.Event()
+        self._settled, self._closing = threading.Event(), threading.Event()
         self._follower.prepare()
         self._thread = threading.Thread(target=self._run, name="lictor catalog", daemon=True)
         self._thread.start()
         self._owner = os.getpid()
 
     def _run(self) -> None:
-        settled = self._settled
+        settled, closing = self._settled, self._closing
         with asyncio.Runner(loop_factory=BackgroundLoop) as runner:
             loop = runner.get_loop()
             following = loop.create_task(self._follower.run(settled.set), name="follow Lictor")
@@ -298,6 +300,9 @@ class Catalog(_Reads):
                     loop.call_soon_threadsafe(following.cancel)
 
             self._end = end
+            # Whoever closed it before there was an end to call has said so.
+            if closing.is_set():
+                end()
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(following)
 
@@ -339,9 +344,14 @@ class AsyncCatalog(_Reads):
         settled = asyncio.Event()
         await asyncio.to_thread(self._follower.prepare)
         self._following = asyncio.create_task(self._follower.run(settled.set), name="follow Lictor")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await settled.wait()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await settled.wait()
+        except BaseException:
+            # A context that was not entered is not left either.
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

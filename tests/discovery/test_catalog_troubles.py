@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,10 +12,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from discovery.client import Catalog
+from discovery.client import AsyncCatalog, Catalog
 from discovery.errors import RegistryUnavailable
 from tests.consul_server import eventually
-from tests.manifest_server import Behaviour, Connection, ManifestServer, Request, answer, head
+from tests.manifest_server import Behaviour, Connection, ManifestServer, Request, answer, head, silence
 
 MODULES, EVENTS, LOOKUP = (f"/api/v1/{path}" for path in ("modules", "events", "modules/lookup"))
 
@@ -30,6 +32,7 @@ def stream(*modules: str) -> Behaviour:
 
     def behave(connection: Connection, request: Request) -> None:
         connection.send(head(headers={"Content-Type": "text/event-stream", "X-Lictor-Index": "5"}))
+        connection.send(b": as Lictor does\n\n")
         for number, module in enumerate(modules):
             event = json.dumps({"module": module})
             connection.send(f"id: {6 + number}\ndata: {event}\n\n".encode())
@@ -107,3 +110,30 @@ def test_an_answer_without_sense_ends_nothing(server: ManifestServer, body: str)
         server.routes[MODULES] = NOTHING
         eventually(lambda: catalog.connected)
         assert catalog.modules() == []
+
+
+def test_one_that_does_not_wait_ends_with_its_context(server: ManifestServer) -> None:
+    before = set(threading.enumerate())
+    with Catalog(url_of(server), timeout=0):
+        pass
+    eventually(lambda: not set(followers()) - before)
+
+
+def followers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lictor catalog"]
+
+
+@pytest.mark.anyio
+async def test_one_that_is_cancelled_while_it_waits_leaves_nothing(server: ManifestServer) -> None:
+    server.routes[MODULES] = silence
+
+    async def enter() -> None:
+        async with AsyncCatalog(url_of(server), timeout=60):
+            raise AssertionError("nothing is known yet")
+
+    entering = asyncio.create_task(enter())
+    await asyncio.to_thread(server.wait_for_requests, 1)
+    entering.cancel()
+    await asyncio.wait({entering}, timeout=20)
+    assert entering.cancelled()
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "follow Lictor"] == []
