@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import queue
 import random
 import threading
 import time
@@ -267,13 +266,10 @@ class Catalog(_Reads):
     def watch(self, timeout: float | None = None) -> Iterator[Changed]:
         """Changes from now on, as they come; ends when `timeout` seconds pass without any."""
         self.start()
-        woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        with self._follower.watched(lambda: woken.put(None)) as watch:
-            while True:
-                try:
-                    woken.get(timeout=timeout)
-                except queue.Empty:
-                    return
+        woken = threading.Event()
+        with self._follower.watched(woken.set) as watch:
+            while woken.wait(timeout):
+                woken.clear()
                 if changed := watch.take():
                     yield changed
 
