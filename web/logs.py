@@ -13,6 +13,12 @@ from web.settings import Settings
 
 _TEXT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s%(request)s"
 
+# What begins another line, or means something to a terminal.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
 
 class _OfRequest(logging.Filter):
     """Adds the id of the request that a line is about."""
@@ -22,6 +28,18 @@ class _OfRequest(logging.Filter):
         record.request_id = id_
         record.request = f" request={id_}" if id_ else ""
         return True
+
+
+class TextFormatter(logging.Formatter):
+    """One line per message, and only what can be read: what a client or a module says must not look like
+    another line, nor tell the terminal what to do. An exception has lines of its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        return super().formatMessage(record).translate(_CONTROLS)
 
 
 class JSONFormatter(logging.Formatter):
@@ -55,7 +73,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "text": {"format": _TEXT},
+            "text": {"()": TextFormatter},
             "json": {"()": JSONFormatter},
         },
         "filters": {"request": {"()": _OfRequest}},

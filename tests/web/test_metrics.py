@@ -199,12 +199,18 @@ def test_lines_of_the_log_name_the_request() -> None:
         assert config["filters"]["request"]["()"]().filter(record)
     finally:
         request_id.reset(token)
-    assert (
-        logging.Formatter(config["formatters"]["text"]["format"])
-        .format(record)
-        .endswith("said request=abc-1")
-    )
+    assert config["formatters"]["text"]["()"]().format(record).endswith("said request=abc-1")
     assert json.loads(config["formatters"]["json"]["()"]().format(record))["request"] == "abc-1"
+
+
+def test_what_others_say_makes_no_line_of_its_own(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind, log_level="debug") as server:
+        assert http.get("/x%0A2026-05-01 ERROR forged%1B[2J%C2%9B2J%E2%80%A8").status_code == 404
+        (line,) = [line for line in server.log.split("\n") if "ERROR forged" in line]
+    assert "GET /x\\x0a2026-05-01 ERROR forged\\x1b[2J" in line
+    assert "\x1b" not in server.log
 
 
 def test_every_metric_is_told_of(client: FlaskClient, cache: Cache) -> None:
