@@ -144,13 +144,21 @@ class _Seen(NamedTuple):
     until: float
 
 
+class _Fault(NamedTuple):
+    """Why a look failed, and when."""
+
+    reason: str
+    ended: float
+
+
 class _PostgresGlance:
-    """One connection; who comes while one looks waits for what it finds."""
+    """One connection; who comes while one looks waits for what it finds, be it a fault."""
 
     def __init__(self, url: URL) -> None:
         self._url = url
         self._lock = threading.Lock()
         self._seen = _Seen(0, -1.0, -1.0)
+        self._fault = _Fault("", -1.0)
         self._connection: psycopg.Connection | None = None
 
     def index(self) -> int:
@@ -158,6 +166,9 @@ class _PostgresGlance:
         if asked < seen.until:
             return seen.newest
         with self._lock:
+            # Each look at a server that hangs takes seconds: all who waited for this one have waited enough.
+            if asked < self._fault.ended:
+                raise OSError(self._fault.reason)
             seen = self._seen
             if seen.began < asked and seen.until <= time.monotonic():
                 seen = self._seen = self._look()
@@ -184,7 +195,8 @@ class _PostgresGlance:
             (index,) = found.fetchone() or (0,)
         except psycopg.Error as exc:
             self._disconnect()
-            raise OSError(str(exc).strip()) from exc
+            self._fault = _Fault(str(exc).strip(), time.monotonic())
+            raise OSError(self._fault.reason) from exc
         return _Seen(index, began, began + _TRUSTED if no_writer else began)
 
     def _disconnect(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from pathlib import Path
@@ -120,6 +122,39 @@ def test_a_file_that_is_missing_is_not_made(tmp_path: Path) -> None:
         database.index()
     assert not (tmp_path / "none.db").exists()
     database.close()
+
+
+def test_who_waits_for_a_look_that_fails_is_told_that_and_asks_no_more() -> None:
+    """A server that hangs would otherwise take as many waits one after the other as there are threads."""
+    asking, faults = threading.Barrier(9), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        database = Database(f"postgresql+psycopg://x@127.0.0.1:{server.getsockname()[1]}/x")
+
+        def look() -> None:
+            asking.wait()
+            try:
+                database.index()
+            except StoreUnavailable as exc:
+                faults.append(exc)
+
+        threads = [threading.Thread(target=look) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        asking.wait()
+        hanging, _ = server.accept()
+        # A thread that is so late that it asks for itself makes the test weaker, not wrong.
+        time.sleep(0.5)
+        server.settimeout(0.1)
+        connections = 1
+        while any(thread.is_alive() for thread in threads):
+            hanging.close()
+            with contextlib.suppress(TimeoutError):
+                hanging, _ = server.accept()
+                connections += 1
+        hanging.close()
+    database.close()
+    assert len(faults) == 8
+    assert connections < 5
 
 
 def test_a_server_that_was_away_is_asked_again_when_it_is_back(settings: CacheSettings) -> None:
