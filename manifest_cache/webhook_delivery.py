@@ -124,7 +124,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return float(asked)
     try:
         return max(0.0, (parsedate_to_datetime(asked) - utc_now()).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

@@ -331,6 +331,21 @@ def test_a_receiver_that_asks_for_time_gets_it(sender: Sender) -> None:
     assert receiver.tried[1].at - receiver.tried[0].at >= 1
 
 
+def test_a_receiver_that_asks_for_a_time_beyond_all_calendars(
+    sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    never = "Wed, 21 Oct 2026 07:28:00 +99999999999999999999"
+    waits = iter([Answer(503, {"Retry-After": never}), Answer()])
+    with WebhookReceiver(lambda delivery: next(waits)) as receiver:
+        sender.tell(receiver.entry("odd", **REGISTERED))
+        with sender.running():
+            eventually(lambda: sender.position("odd") is not None)
+            sender.register("a")
+            receiver.wait_for("a")
+    assert "webhook not delivered receiver=odd" in caplog.text
+    assert "unexpectedly" not in caplog.text
+
+
 def test_https(sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
