@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from discovery.backoff import Backoff
@@ -23,6 +24,7 @@ from manifest_cache.housekeeping import Housekeeping
 from manifest_cache.inbox import Inbox
 from manifest_cache.leadership import Election, own_name
 from manifest_cache.metrics import STORING_SECONDS
+from manifest_cache.models import utc_now
 from manifest_cache.portions import portions
 from manifest_cache.push import PushRegistry
 from manifest_cache.registries import Registries
@@ -43,6 +45,8 @@ _SIGNAL_SLICE = 0.5
 # asked for is looked up this often, in seconds.
 _COMMITS_TOGETHER = 0.05
 _CLOSING = 0.5
+# No wait for what expires takes that long: the machine slept, or its clock was set.
+_ASLEEP = timedelta(seconds=3 * LONGEST)
 
 
 class Synchronizer:
@@ -183,9 +187,14 @@ class Term:
             await wake(self._requests)
 
     async def _expire(self) -> None:
+        looked_at = utc_now()
         while True:
             self._leases.clear()
+            if utc_now() - looked_at > _ASLEEP:
+                # Whoever was silent meanwhile may have slept as well.
+                await self._patiently("extend leases", self._push.extend)
             following = await self._patiently("expire leases", self._push.expire)
+            looked_at = utc_now()
             await wake(self._leases, following)
 
     async def _notice_commits(self) -> None:

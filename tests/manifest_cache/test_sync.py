@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from discovery.base import Health, ServiceInstance
 from discovery.consul_client import ConsulClient
 from discovery.consul_config import ConsulConfig
+from manifest_cache import ledger as ledger_module
+from manifest_cache import push as push_module
+from manifest_cache import sync as sync_module
+from manifest_cache import wake as wake_module
 from manifest_cache.database import Database
-from manifest_cache.models import Instance, Module
+from manifest_cache.models import Instance, Module, PushLease
 from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
@@ -318,6 +324,28 @@ def test_a_pushed_registration_is_fetched_at_once(make: Callable[..., Sync], nam
         instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)
         sync.push.register(PushRegistration(instance=instance))
         eventually(lambda: sync.version(name) == "1.0.0")
+
+
+def test_a_machine_that_slept_takes_nobody_for_silent(
+    make: Callable[..., Sync], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = timedelta(0)
+    for module in (sync_module, wake_module, push_module, ledger_module):
+        monkeypatch.setattr(module, "utc_now", lambda: datetime.now(UTC) + slept, raising=False)
+    sync = make(registries=("push",))
+
+    def has_time() -> bool:
+        with sync.database.read() as session:
+            return session.exec(select(PushLease)).one().expires_at > datetime.now(UTC) + slept
+
+    with sync.running(), serving(name) as server:
+        instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)
+        sync.push.register(PushRegistration(instance=instance))
+        eventually(lambda: sync.version(name) == "1.0.0")
+        index = sync.reader.index()
+        slept = timedelta(hours=1)
+        eventually(has_time)
+    assert sync.reader.index() == index
 
 
 def test_a_refresh_that_another_process_asks_for(make: Callable[..., Sync], name: str) -> None:
