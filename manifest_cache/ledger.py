@@ -189,7 +189,8 @@ class Ledger:
             was = {"connected": False, "reason": source.reason}
             source.connected, source.reason, source.since = True, None, self.now
             self._log.source("registry.connected", source, was)
-        if source.last_contact is None or self.now - source.last_contact >= _CONTACT_RESOLUTION:
+        # A moment that is still to come is one of a clock that was set back.
+        if source.last_contact is None or abs(self.now - source.last_contact) >= _CONTACT_RESOLUTION:
             source.last_contact = self.now
 
     def _open_modules(self, names: Iterable[str], source: Source) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
+from manifest_cache.database import Database
 from manifest_cache.doubt import Doubted, Trusted
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetcher import Fetched, NotModified
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import Event, Instance, Module, Tombstone
+from manifest_cache.models import Event, Instance, Module, Source, Tombstone, utc_now
 from manifest_cache.reader import Reader
 from manifest_cache.store import FetchJob, Outcome, Store
 
@@ -95,6 +97,19 @@ def test_the_same_told_again_is_no_event(store: Store, reader: Reader) -> None:
     index = store.apply([complete(instance())]).index
     assert store.apply([complete(instance()), present(instance())]).index == index
     assert store.apply([Change(source="consul")]).index == index
+
+
+def test_a_contact_is_noted_though_the_clock_was_set_back(
+    store: Store, reader: Reader, database: Database
+) -> None:
+    store.apply([complete(instance())])
+    with database.write() as session:
+        session.get_one(Source, "consul").last_contact = utc_now() + timedelta(hours=1)
+    store.apply([Change(source="consul")])
+    with reader.snapshot() as snapshot:
+        (source,) = snapshot.sources
+    assert source.last_contact is not None
+    assert source.last_contact <= utc_now()
 
 
 @pytest.mark.parametrize(
