@@ -34,14 +34,14 @@ class StoreError(Exception):
     """The database cannot do what is asked of it.
 
     StoreError
-    ├── StoreUnavailable    away, locked, read-only or full: try again later
+    ├── StoreUnavailable    away, locked, forbidden, read-only or full: try again later
     ├── SchemaMismatch      its schema is older or newer than this program's
     └── Fenced              another synchronizer has taken the lead since
     """
 
 
 class StoreUnavailable(StoreError):
-    """The database is away, locked, read-only or full; `reason` says which, as the driver put it."""
+    """Away, locked, forbidden, read-only or full; `reason` says which, as the driver put it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -367,9 +367,10 @@ def _translated_faults() -> Iterator[None]:
 
 
 _PROGRAMS_FAULTS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+# Whatever class the driver gives them: a database that was not migrated, or not given to this user.
+_ITS_OWN_FAULTS = ("UndefinedTable", "InsufficientPrivilege")
 
 
 def _is_programs_fault(exc: DBAPIError) -> bool:
-    # A table that is missing is an unmigrated database, whatever class the driver gives it.
-    missing = "no such table" in str(exc.orig) or type(exc.orig).__name__ == "UndefinedTable"
-    return isinstance(exc, SQLAlchemyError) and type(exc).__name__ in _PROGRAMS_FAULTS and not missing
+    is_its_own = "no such table" in str(exc.orig) or type(exc.orig).__name__ in _ITS_OWN_FAULTS
+    return isinstance(exc, SQLAlchemyError) and type(exc).__name__ in _PROGRAMS_FAULTS and not is_its_own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -278,6 +279,20 @@ def test_a_read_only_file_is_read_and_not_written(tmp_path: Path) -> None:
     assert Reader(database).index() == index
     database.close()
     writable.close()
+
+
+def test_a_role_without_rights_is_told_so(postgres: PostgresServer) -> None:
+    owner = Database(postgres.create_database())
+    owner.migrate()
+    role = f"nobody_{secrets.token_hex(4)}"
+    with owner.write() as session:
+        session.execute(text(f"CREATE ROLE {role} LOGIN"))
+    nobody = Database(owner.url.set(username=role).render_as_string(hide_password=False))
+    for ask in (nobody.check_schema, lambda: Reader(nobody).index(), lambda: write(nobody)):
+        with pytest.raises(StoreUnavailable, match="permission denied"):
+            ask()
+    nobody.close()
+    owner.close()
 
 
 def test_a_server_that_goes_after_all_was_read(
