@@ -173,7 +173,7 @@ class Session:
             if not (renamed or gone):
                 self._unnamed = True
                 # Where most changed lately it is looked at once, whatever search is under way.
-                self._to_read.first(self._liveliest())
+                self._to_read.likely(self._liveliest())
             self._move(answer.index)
         await self._tell((), [key for keys in gone.values() for key in keys])
 
@@ -314,6 +314,7 @@ class Session:
             self._note_lively(*(Node(key.node) for key in gone), Node(node), Service(name))
         if self._to_find is not None and (gone or written == self._to_find):
             self._found = True
+            self._to_read.is_found()
         await self._tell(altered, gone)
 
     # What is asked besides

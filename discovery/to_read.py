@@ -40,6 +40,7 @@ class ToRead:
 
     def __init__(self) -> None:
         self._first: dict[Place, None] = {}
+        self._likely: dict[Place, None] = {}
         self._then: dict[Place, None] = {}
         self._in_passing: dict[Place, None] = {}
         self._next_in_passing = 0.0
@@ -51,6 +52,17 @@ class ToRead:
         self._first.update(dict.fromkeys(places))
         self._filled.set()
 
+    def likely(self, places: Iterable[Place]) -> None:
+        """Has them read at once too, on a guess: see `is_found`."""
+        self._likely.update(dict.fromkeys(places))
+        self._filled.set()
+
+    def is_found(self) -> None:
+        """What was guessed at is found, so the rest of the guesses can wait."""
+        self._in_passing.update(self._likely)
+        self._likely.clear()
+        self._calm.set()
+
     def then(self, places: Iterable[Place]) -> None:
         self._then.update(dict.fromkeys(places))
         self._filled.set()
@@ -60,11 +72,11 @@ class ToRead:
         self._filled.set()
 
     def __bool__(self) -> bool:
-        return bool(self._first or self._then or self._in_passing or self._taken)
+        return bool(self._first or self._likely or self._then or self._in_passing or self._taken)
 
     async def calm(self) -> None:
         """Returns once all is done but what is read in passing."""
-        while self._first or self._then or self._taken:
+        while self._first or self._likely or self._then or self._taken:
             self._calm.clear()
             await self._calm.wait()
 
@@ -75,7 +87,7 @@ class ToRead:
 
     async def take(self) -> Place:
         while True:
-            if waiting := self._first or self._then:
+            if waiting := self._first or self._likely or self._then:
                 return self._given(next(iter(waiting)))
             pause = self._next_in_passing - time.monotonic()
             if self._in_passing and pause <= 0:
@@ -88,7 +100,7 @@ class ToRead:
 
     def _given(self, place: Place) -> Place:
         """It is read now, so whatever else it was to be read for is done with that."""
-        for waiting in (self._first, self._then, self._in_passing):
+        for waiting in (self._first, self._likely, self._then, self._in_passing):
             waiting.pop(place, None)
         self._taken += 1
         return place
