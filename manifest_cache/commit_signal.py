@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import select
+import struct
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ _CHANNEL = "lictor_commit"
 _POLL = 0.1
 # Larger than what the kernel queues of one file, in bytes: events that are alike are one.
 _MANY_EVENTS = 4096
+# inotify's watch, mask, cookie, and the length of a name, which the event of a file itself has none of.
+_EVENT = struct.Struct("iIII")
 
 
 class CommitWatch(Protocol):
@@ -115,8 +118,12 @@ class _InotifyWatch:
         # Only Linux has it, so only Linux needs the package.
         from asyncinotify import Inotify, Mask
 
+        self._path = path
+        self._identity = _identity(path.stat())
+        self._written = int(Mask.MODIFY)
         self._inotify = Inotify()
-        self._inotify.add_watch(path, Mask.MODIFY)
+        # A file that is removed has one name less, which counts as an attribute.
+        self._inotify.add_watch(path, Mask.MODIFY | Mask.ATTRIB | Mask.MOVE_SELF)
         os.set_blocking(self._inotify.fd, False)
         self._poll = select.poll()
         self._poll.register(self._inotify.fd, select.POLLIN)
@@ -126,12 +133,19 @@ class _InotifyWatch:
         return self._take() or (bool(self._poll.poll(math.ceil(max(timeout, 0) * 1000))) and self._take())
 
     def _take(self) -> bool:
-        """Takes all that is there: what it says is known. False if there is nothing."""
+        """Takes all that is there; False if there is nothing. Raises OSError if nothing more can come."""
         try:
-            os.read(self._inotify.fd, _MANY_EVENTS)
+            told = os.read(self._inotify.fd, _MANY_EVENTS)
         except BlockingIOError:
             return False
+        if any(mask != self._written for _, mask, _, _ in _EVENT.iter_unpack(told)):
+            self._refuse_another()
         return True
+
+    def _refuse_another(self) -> None:
+        """Writers tell by whatever file has the name."""
+        if _identity(self._path.stat()) != self._identity:
+            raise OSError(f"the file {self._path} is another than the one that is watched")
 
     def fileno(self) -> int:
         return self._inotify.fd

@@ -76,8 +76,7 @@ class Fetching:
 
     def wake(self) -> None:
         """Something may have fallen due that was not told here."""
-        # It may be a commit of our own, and what that made due has been begun.
-        asyncio.get_running_loop().call_later(_BEHIND_OWN, self._due.set)
+        self._due.set()
 
     async def _read_schedule(self) -> None:
         """Takes what falls due by the schedule: tries after a failure, and what other processes changed."""

@@ -44,6 +44,8 @@ _SIGNAL_SLICE = 0.5
 # Our own commits are signalled like those of others: while one follows the other, what others may have
 # asked for is looked up this often, in seconds.
 _COMMITS_TOGETHER = 0.05
+# Whoever waits for what was committed is answered first, and what it made due begun: in seconds.
+_BEHIND_READERS = 0.01
 _CLOSING = 0.5
 # No wait for what expires takes that long: the machine slept, or its clock was set.
 _ASLEEP = timedelta(seconds=3 * LONGEST)
@@ -218,7 +220,7 @@ class Term:
                     continue
                 try:
                     while not ended.is_set():
-                        if watch.wait(_SIGNAL_SLICE) and not ended.is_set():
+                        if watch.wait(_SIGNAL_SLICE) and not ended.wait(_BEHIND_READERS):
                             loop.call_soon_threadsafe(committed)
                             ended.wait(_COMMITS_TOGETHER)
                 except OSError:
