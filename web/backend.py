@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from web.changes import Changes
 from web.module_parts import ModuleParts
 from web.push_guard import PushGuard
 from web.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _EXTENSION = "lictor"
 # For what reads beside the threads that answer.
@@ -43,20 +46,31 @@ class Backend:
         self._of_parents: list[Database] = []
         self._schema_is_right = False
         self._before_close: list[Callable[[], None]] = []
+        self._highest = 0
+        self._when_put_back = [self.changes.forget, self.module_parts.forget]
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """One consistent state of the cache. Raises SchemaMismatch or StoreUnavailable."""
+        highest = self._highest
         with self._checked() as database, Reader(database).snapshot() as snapshot:
+            self._compare(snapshot.index, highest)
             yield snapshot
 
     def index(self) -> int:
         """The newest index, at next to no cost. Raises StoreUnavailable."""
-        return self._own_database().index()
+        highest = self._highest
+        index = self._own_database().index()
+        self._compare(index, highest)
+        return index
 
     def index_at_once(self) -> int | None:
         """The newest index, for who must not wait: None where that takes a wait, or cannot be told."""
-        return self._own_database().index_at_once()
+        highest = self._highest
+        index = self._own_database().index_at_once()
+        if index is not None:
+            self._compare(index, highest)
+        return index
 
     @contextmanager
     def push(self) -> Iterator[PushRegistry]:
@@ -92,6 +106,21 @@ class Backend:
     def before_close(self, close: Callable[[], None]) -> None:
         """Has whatever uses the database by itself end first."""
         self._before_close.append(close)
+
+    def when_put_back(self, forget: Callable[[], None]) -> None:
+        """Has whatever keeps what it read forget it where the database turns out to be an earlier one."""
+        self._when_put_back.append(forget)
+
+    def _compare(self, index: int, highest: int) -> None:
+        """Notes the index of now, and compares it with the highest one that was known before the look."""
+        if index > highest:
+            self._highest = index
+        elif index < highest:
+            # At the same index it will say something else.
+            logger.warning("the database was put back: its index was %d and is %d", highest, index)
+            self._highest = index
+            for forget in self._when_put_back:
+                forget()
 
     @contextmanager
     def _checked(self) -> Iterator[Database]:

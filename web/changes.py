@@ -22,6 +22,12 @@ class Changes:
         self._known_from = 0
         self._known_to = -1
 
+    def forget(self) -> None:
+        """Begins anew, as the database does that was put back."""
+        with self._lock:
+            self._last.clear()
+            self._known_from, self._known_to = 0, -1
+
     def follow(self, snapshot: Snapshot) -> None:
         """Learns what changed until now."""
         with self._lock:

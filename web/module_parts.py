@@ -94,6 +94,11 @@ class ModuleParts:
             self._keep(made)
         return filled_in(b",".join(found[name] for name in names if name in found), snapshot.sources)
 
+    def forget(self) -> None:
+        with self._lock:
+            self._parts.clear()
+            self._size = 0
+
     def _part(self, name: str, shape: Shape, snapshot: Snapshot) -> _Part | None:
         part = self._parts.get((name, shape))
         # One that is true at a later index too is left: the snapshot is of before, or of a database that

@@ -47,7 +47,9 @@ _PASSED = READ_CACHE.labels("passed")
 def install(app: Flask) -> None:
     """Puts it before the application, and before what was put there already."""
     behind = backend.of(app)
-    app.wsgi_app = ReadCache(app.wsgi_app, behind, behind.settings.read_cache_bytes)  # type: ignore[method-assign]
+    cache = ReadCache(app.wsgi_app, behind, behind.settings.read_cache_bytes)
+    behind.when_put_back(cache.forget)
+    app.wsgi_app = cache  # type: ignore[method-assign]
 
 
 class _Asked(NamedTuple):
@@ -75,6 +77,10 @@ class ReadCache:
     def index_at_once(self) -> int | None:
         """The newest index, None if that cannot be told without a wait."""
         return self._backend.index_at_once()
+
+    def forget(self) -> None:
+        """Throws all answers away."""
+        self._answers.clear()
 
     def at_hand(self, repeat: Repeat, index: int) -> tuple[Sent, str] | None:
         """What is answered at this index, and the route of that; None if anything is left to do for it."""
@@ -271,6 +277,12 @@ class _Answers:
                 # In one step: `get` takes no lock, and would disturb who goes through them.
                 oldest, _ = self._held.popitem(last=False)
                 self._size -= self._sizes.pop(oldest)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+            self._sizes.clear()
+            self._size = 0
 
     def _throw_away(self, asked: _Asked) -> None:
         if self._held.pop(asked, None) is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +268,44 @@ def test_no_read_misses_what_was_known_before_it_began(
     # Whoever made it, an answer to one question at one index is one and the same.
     assert len({key for key, _ in seen}) == len(seen)
     assert len(seen) > 10
+
+
+def test_a_database_that_is_put_back(cache: Cache, client: FlaskClient, tmp_path: Path) -> None:
+    def health() -> str:
+        (module,) = told(client.get(f"{API}/modules/lookup?name=financial&include=instances"))["items"]
+        health: str = module["instances"][0]["health"]
+        return health
+
+    def status() -> str:
+        status: str = told(client.get(f"{API}/modules/financial"))["status"]
+        return status
+
+    cache.module("financial")
+    for number in range(3):
+        cache.announce(instance("mailer", number))
+        assert health() == "passing"
+    with (
+        closing(sqlite3.connect(tmp_path / "lictor.db")) as live,
+        closing(sqlite3.connect(":memory:")) as saved,
+    ):
+        live.backup(saved)
+        before = cache.index()
+        for number in range(3, 9):
+            cache.announce(instance("mailer", number))
+            assert health() == "passing"
+        last = cache.index()
+        assert status() == "available"
+        saved.backup(live)
+    assert (cache.index(), health()) == (before, "passing")
+    cache.announce(instance("financial", health=Health.CRITICAL))
+    number = 3
+    while cache.index() < last:
+        cache.announce(instance("mailer", number))
+        number += 1
+    # What was kept at this index tells of what never was.
+    assert (cache.index(), status()) == (last, "unavailable")
+    cache.announce(instance("mailer", number))
+    assert (health(), status()) == ("critical", "unavailable")
 
 
 @BOTH
