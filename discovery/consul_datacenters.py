@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from discovery.backoff import Backoff
 from discovery.base import Lost, Watcher
-from discovery.consul_client import AsyncConsulClient
+from discovery.consul_client import Answer, AsyncConsulClient
 from discovery.consul_config import ConsulConfig
-from discovery.errors import DiscoveryError, PermissionDenied, RegistryRejected
+from discovery.errors import DiscoveryError, PermissionDenied, RegistryRejected, RegistryUnavailable
 from discovery.settings import ALL, LOCAL
 
 logger = logging.getLogger(__name__)
@@ -92,10 +92,15 @@ class ConsulDatacenters:
     async def _names(self) -> dict[str, str]:
         """The names of the datacenters to follow, by source."""
         async with AsyncConsulClient(self._config, max_connections=1) as client:
-            own = await _own(client)
-            names: Iterable[str] = self._wanted
-            if self._wanted == (ALL,):
-                names = [own, *(await client.catalog_datacenters()).data]
+            try:
+                own = await _own(client)
+                names: Iterable[str] = self._wanted
+                if self._wanted == (ALL,):
+                    names = [own, *_all(await client.catalog_datacenters())]
+            except (TypeError, LookupError) as exc:
+                raise RegistryUnavailable(
+                    f"this is no answer of Consul's ({exc!r}): check CONSUL_HTTP_ADDR"
+                ) from exc
         return {SOURCE if name == own else f"{SOURCE}/{name}": name for name in names}
 
     @staticmethod
@@ -119,4 +124,17 @@ async def _own(client: AsyncConsulClient) -> str:
                 f"LICTOR_CONSUL_DATACENTERS needs a token with `agent:read` or `node:read`: {exc}"
             ) from exc
         told = nodes[0]["Datacenter"]
-    return str(told)
+    return _name(told)
+
+
+def _all(answer: Answer) -> list[str]:
+    """The names that Consul lists; raises TypeError where it does not."""
+    if not isinstance(answer.data, list):
+        raise TypeError(f"a list was expected, not {type(answer.data).__name__}")
+    return [_name(told) for told in answer.data]
+
+
+def _name(told: object) -> str:
+    if not isinstance(told, str) or not told:
+        raise TypeError(f"{told!r} is no name of a datacenter")
+    return told

@@ -14,7 +14,7 @@ from discovery.consul_config import ConsulConfig
 from discovery.consul_datacenters import ConsulDatacenters
 from discovery.errors import ConfigError
 from discovery.settings import DiscoverySettings
-from tests.consul_server import ConsulServer, eventually, federate
+from tests.consul_server import ConsulServer, ScriptedConsul, eventually, federate
 from tests.watching import Beside, Watching
 
 Start = Callable[..., ConsulServer]
@@ -23,10 +23,16 @@ Start = Callable[..., ConsulServer]
 class Following(Beside):
     """Keeps what is to be followed, in order."""
 
-    def __init__(self, config: ConsulConfig, wanted: tuple[str, ...], known: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: ConsulConfig,
+        wanted: tuple[str, ...],
+        known: tuple[str, ...] = (),
+        look_again: float = 0.1,
+    ) -> None:
         super().__init__(self._follow)
         make = lambda name: ConsulWatcher(config, datacenter=name)  # noqa: E731
-        self._datacenters = ConsulDatacenters(config, wanted, make, look_again=0.1)
+        self._datacenters = ConsulDatacenters(config, wanted, make, look_again=look_again)
         self._known = known
         self.watchers: list[Watcher] = []
         self.lost: dict[str, str] = {}
@@ -110,6 +116,27 @@ def test_a_token_for_the_catalog_alone_will_do(consul_server: Start) -> None:
         eventually(lambda: following.sources == ["consul"])
     with Following(server.config(token=server.create_token("")), ("dc1",)) as following:
         eventually(lambda: "agent:read" in following.lost.get("consul", ""))
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "null", '{"Config": null}', '{"Config": {"Datacenter": ""}}'])
+def test_who_answers_and_is_no_agent_is_asked_again(scripted_consul: ScriptedConsul, body: str) -> None:
+    scripted_consul.answer(body)
+    scripted_consul.answer('{"Config": {"Datacenter": "dc1"}}')
+    with Following(scripted_consul.config(), ("dc1",)) as following:
+        eventually(lambda: following.sources == ["consul"])
+        assert "no answer of Consul's" in following.lost["consul"]
+
+
+@pytest.mark.parametrize("body", ["null", '{"dc1": 1}', "[1]"])
+def test_a_list_of_datacenters_that_is_none_is_asked_for_again(
+    scripted_consul: ScriptedConsul, body: str
+) -> None:
+    for said in (body, '["dc1", "dc2"]'):
+        scripted_consul.answer('{"Config": {"Datacenter": "dc1"}}')
+        scripted_consul.answer(said)
+    with Following(scripted_consul.config(), ("all",), look_again=600) as following:
+        eventually(lambda: following.sources == ["consul", "consul/dc2"])
+        assert "no answer of Consul's" in following.lost["consul"]
 
 
 @pytest.mark.parametrize(
