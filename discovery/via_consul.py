@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -81,7 +82,9 @@ class ConsulAnnouncer:
         """
         if self._announcement.address or self._config.is_local:
             return self._announcement.address
-        return await own_address_towards(self._config.host, self._config.port)
+        own = await own_address_towards(self._config.host, self._config.port)
+        # An agent that is reached by loopback is on this machine, whatever its address is called.
+        return "" if ipaddress.ip_address(own).is_loopback else own
 
     async def _remove_stale_checks(self) -> None:
         """Removes the checks of an earlier registration, and only those.

@@ -132,6 +132,15 @@ def test_the_agents_node_gives_the_address_and_the_agent_asks_on_its_own_machine
         assert service(client, registration.id)["Address"] == ""
 
 
+def test_an_agent_on_this_machine_gives_its_nodes_address_whatever_it_is_called(
+    register: Callable[..., Registration], consul: RunningConsul, client: ConsulClient
+) -> None:
+    """Towards oneself the own address is a loopback one, which no other machine could use."""
+    with register(consul=consul.config(host="0.0.0.0")) as registration:
+        assert registration.wait_registered(10)
+        assert service(client, registration.id)["Address"] == ""
+
+
 def test_the_health_path_decides(
     register: Callable[..., Registration], client: ConsulClient, name: str
 ) -> None:
