@@ -192,14 +192,15 @@ class Session:
         while True:
             await self._moved.wait()
             await self._to_read.calm()
+            # Before anything is awaited: until all was looked through, nothing is settled.
+            self._searching = True
             self._moved.clear()
             unnamed, self._unnamed = self._unnamed, False
             found = self._found
-            if found or not unnamed:
-                await asyncio.sleep(_SETTLE)
-            begun = time.monotonic()
-            self._searching = True
             try:
+                if found or not unnamed:
+                    await asyncio.sleep(_SETTLE)
+                begun = time.monotonic()
                 await self._look_through(unnamed=unnamed, found=found)
                 await self._to_read.calm()
             except Stalled:

@@ -309,7 +309,7 @@ def federate(one: ConsulServer, other: ConsulServer) -> None:
             eventually(lambda knowing=knowing: len(knowing.catalog_datacenters().data) == 2)  # type: ignore[misc]
 
 
-def put_json(path: str, body: Mapping[str, Any]) -> Call[Any]:
+def put_json(path: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Call[Any]:
     content = json.dumps(body).encode()
     return Call(method="PUT", path=path, content=content, parse=lambda reply: json.loads(reply.body))
 

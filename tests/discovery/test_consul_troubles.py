@@ -284,6 +284,30 @@ def test_nothing_is_repaired_where_nothing_was_missed(
     assert repairs() == before
 
 
+def test_what_is_about_to_be_looked_for_is_not_missed(
+    consul_server: Callable[..., ConsulServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a new module others change: that one is read at once, the others after a while."""
+    monkeypatch.setattr("discovery.consul_session._SETTLE", 3.0)
+    server, before, nodes = consul_server(), repairs(), [f"n-{number}" for number in range(6)]
+
+    def service(name: str, port: int = 80) -> dict[str, Any]:
+        return {"Service": name, "ID": name, "Tags": ["module"], "Port": port}
+
+    with server.client() as client:
+        for node in nodes:
+            for name in (f"{node}-a", f"{node}-b"):
+                body = {"Node": node, "Address": "127.0.0.9", "Service": service(name)}
+                client.send(put_json("/v1/catalog/register", body))
+        with Watching(ConsulWatcher(server.config(), anti_entropy=0.2)) as watching:
+            eventually(lambda: len(watching.instances) == 12)
+            together = [("n-0", service("new", 81)), *((node, service(f"{node}-a", 81)) for node in nodes)]
+            orders = [{"Service": {"Verb": "set", "Node": node, "Service": said}} for node, said in together]
+            client.send(put_json("/v1/txn", orders))
+            eventually(lambda: [instance.port for instance in watching.instances.values()].count(81) == 7)
+    assert repairs() == before
+
+
 def test_queries_are_counted_by_kind(consul: RunningConsul) -> None:
     def asked(kind: str) -> float:
         labels = {"kind": kind, "outcome": "ok"}
