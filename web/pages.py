@@ -89,7 +89,7 @@ def _overview(read: Read, query: OverviewQuery, wanted: ModuleFilter, after: str
     )
 
 
-@bp.get("/modules/<name>")
+@bp.get("/modules/<path:name>")
 def module_page(name: str) -> Response:
     name = path_of(ModulePath, {"name": name}).name
     query_of(NoParameters, request.args)

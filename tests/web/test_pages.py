@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 
 from discovery.base import Health
 from tests.web.filling import REASON, Cache, instance
+from web import pages
 
 VOID = {"meta", "link", "img", "input", "br", "circle", "path", "rect"}
 
@@ -103,6 +104,35 @@ def test_the_push_it_tells_of_works(client: FlaskClient) -> None:
     answer = client.post("/api/v1/modules/register", data=body, content_type="application/json")
     assert answer.status_code == 201
     assert "hello" in page(client).text
+
+
+def test_links_lead_to_what_they_name(cache: Cache, client: FlaskClient) -> None:
+    """Consul takes names with a slash and tags with a comma."""
+    names = ["team/app", "a b", "50%", "a?b#c"]
+    cache.announce(*(instance(name, tags=("module", "one,two", "x=1&y", "a+b")) for name in names))
+    shown = page(client)
+    for address in (str(link["href"]) for link in shown.all("a")):
+        if address.startswith("#"):
+            continue
+        assert client.get(address).status_code == 200, address
+        if "tag=" in address:
+            assert "No module matches" not in page(client, address).text, address
+    assert "one,two" in shown.text
+    for name in names:
+        assert Page(client.get(f"/modules/{quote(name, safe='')}").text).all("h1")
+
+
+def test_all_instances_of_a_module_with_a_slash(
+    cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_INSTANCES_SHOWN", 1)
+    cache.announce(instance("team/app"), instance("team/app", 2))
+    (link,) = [
+        str(link["href"])
+        for link in page(client, "/modules/team/app").all("a")
+        if "team" in str(link["href"])
+    ]
+    assert "team/app-2" in client.get(link).text
 
 
 @pytest.mark.parametrize(
