@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from discovery.durations import format_duration, parse_duration
 from discovery.errors import ConfigError
 from discovery.names import address_fault, path_fault, port_fault
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 STATUSES = ("passing", "warning", "critical")
 
@@ -62,13 +66,10 @@ class HTTPCheck:
         return self.path if _is_url(self.path) else target.url + self.path
 
     def faults(self) -> list[str]:
-        path = None if _is_url(self.path) else path_fault(self.path)
-        faults = [f"path {path}, or a whole URL"] if path else []
+        faults = [f"path {fault}"] if (fault := _place_fault(self.path)) else []
         if not isinstance(self.method, str) or not self.method.isalpha():
             faults.append(f"method must be one of HTTP's (got {self.method!r})")
-        if not _is_text_mapping(self.headers):
-            faults.append(f"headers must be a mapping of texts to texts (got {self.headers!r})")
-        return faults + _polling_faults(self)
+        return faults + _header_faults(self.headers) + _polling_faults(self)
 
     def definition(self, target: Target) -> dict[str, Any]:
         """The part of Consul's check definition that is HTTP's."""
@@ -235,10 +236,34 @@ def _is_url(text: object) -> bool:
     return isinstance(text, str) and text.startswith(("http://", "https://"))
 
 
-def _is_text_mapping(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str) and isinstance(text, str) for key, text in value.items()
-    )
+def _place_fault(place: str) -> str | None:
+    """Why this is neither a path nor a whole URL, or None."""
+    if not _is_url(place):
+        return f"{fault}, or a whole URL" if (fault := path_fault(place)) else None
+    try:
+        parts = urlsplit(place)
+        # What no name server can be asked for fails in ways of its own.
+        good = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        good = False
+    if good and place.isascii() and place.isprintable() and " " not in place:
+        return None
+    return f'{place!r} is no URL: write "http://host:port/path"'
+
+
+def _header_faults(headers: object) -> list[str]:
+    """What of these no request can carry. The values are not quoted: one may be a secret."""
+    if not isinstance(headers, Mapping):
+        return [f"headers must be a mapping of texts to texts (got {type(headers).__name__})"]
+    faults = []
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            faults.append(f"headers must be a mapping of texts to texts, which {name!r} is not")
+        elif not _HEADER_NAME.fullmatch(name):
+            faults.append(f"headers: {name!r} is no name of a header")
+        elif not value.isprintable():
+            faults.append(f"headers: the value of {name!r} holds a character that cannot be printed")
+    return faults
 
 
 def _polling_faults(check: PolledCheck) -> list[str]:

@@ -28,7 +28,7 @@ class Probe:
     def __init__(self, check: PolledCheck, target: Target) -> None:
         self.found = (Health(check.initial_status), "") if check.initial_status else None
         self._check = check
-        self._target = target
+        self.target = target
         self._interval = parse_duration(check.interval)
         self._timeout = parse_duration(check.timeout)
         self._pauses = Backoff(min(0.1, self._interval), self._interval)
@@ -55,7 +55,7 @@ class Probe:
         self.found = self._weighed(await self._ask())
         if before is not None and before[0] is self.found[0]:
             return False
-        logger.info("check of %s: %s %s", self._target.url, *self.found)
+        logger.info("check of %s: %s %s", self.target.url, *self.found)
         return True
 
     async def aclose(self) -> None:
@@ -66,16 +66,18 @@ class Probe:
             async with asyncio.timeout(self._timeout):
                 if isinstance(self._check, HTTPCheck):
                     return await self._ask_http(self._check)
-                return await self._ask_tcp(*self._check.address(self._target))
+                return await self._ask_tcp(*self._check.address(self.target))
         except TimeoutError:
             return Health.CRITICAL, f"no answer within {self._timeout:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
             return Health.CRITICAL, (str(exc) or type(exc).__name__)[:_LONGEST_NOTE]
 
     async def _ask_http(self, check: HTTPCheck) -> tuple[Health, str]:
-        url = check.url(self._target)
+        url = check.url(self.target)
+        # As the agent sends them, which knows no other encoding.
+        headers = {name.encode(): value.encode() for name, value in check.headers.items()}
         # The body is not read: it may be long, and the status says it all.
-        async with self._client.stream(check.method, url, headers=dict(check.headers)) as answer:
+        async with self._client.stream(check.method, url, headers=headers) as answer:
             note = f"{check.method} {url}: {answer.status_code} {answer.reason_phrase}"
             if answer.is_success:
                 return Health.PASSING, note

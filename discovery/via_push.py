@@ -60,17 +60,26 @@ class PushAnnouncer:
 
     async def announce(self) -> None:
         address = await self._address()
-        self._probes = self._probes or [
-            Probe(check, Target(scheme=self._announcement.scheme, host=address, port=self._announcement.port))
-            for check in self._announcement.checks
-            if not isinstance(check, TTLCheck)
-        ]
+        await self._aim_probes(
+            Target(scheme=self._announcement.scheme, host=address, port=self._announcement.port)
+        )
         # The registry takes a new instance for well until it hears otherwise: that is to be soon.
         await asyncio.gather(*(probe.look() for probe in self._probes))
         answer = await self._call("POST", "/api/v1/modules/register", json=self._body(address))
         interval = answer.get("heartbeat_interval")
         if isinstance(interval, int | float) and interval > 0:
             self._interval = float(interval)
+
+    async def _aim_probes(self, target: Target) -> None:
+        """Has the checks ask at this place: the machine may have another address than the last time."""
+        if self._probes and self._probes[0].target == target:
+            return
+        before, self._probes = (
+            self._probes,
+            [Probe(check, target) for check in self._announcement.checks if not isinstance(check, TTLCheck)],
+        )
+        for probe in before:
+            await probe.aclose()
 
     async def is_announced(self, may_restore: MayRestore) -> bool:
         """Speaks a heartbeat: the one question that the registry has."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Self
 
 
 class HealthServer:
-    """`status` is what `/health` answers; every other path is 404. `requests` counts both."""
+    """`status` is what `/health` answers; every other path is 404. `requests` counts both.
+
+    `headers` are those of the newest request.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.status = 200
         self.requests = 0
+        self.headers = Message()
         module = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 module.requests += 1
+                module.headers = self.headers
                 self.send_response(module.status if self.path == "/health" else 404)
                 self.end_headers()
 

@@ -67,6 +67,19 @@ def test_what_consul_is_told(check: Check, told: dict[str, object]) -> None:
         pytest.param(HTTPCheck(interval="0s"), ["interval must be longer than nothing"], id="no interval"),
         pytest.param(HTTPCheck(interval="-5s"), ["interval '-5s' is not a duration"], id="negative"),
         pytest.param(HTTPCheck(headers={"a": 1}), ["headers must be a mapping"], id="headers"),  # type: ignore[dict-item]
+        pytest.param(
+            HTTPCheck(headers={"Authorization": "Bearer geheim\n", "a b": "geheim", "X": "geheim\r\nY: 1"}),
+            [
+                "headers: the value of 'Authorization' holds",
+                "headers: 'a b' is no name",
+                "headers: the value of 'X'",
+            ],
+            id="headers that cannot be sent",
+        ),
+        pytest.param(HTTPCheck("http://a..b/"), ["path 'http://a..b/' is no URL"], id="host"),
+        pytest.param(HTTPCheck("http://:80/"), ["path 'http://:80/' is no URL"], id="no host"),
+        pytest.param(HTTPCheck("http://h:99999/"), ["path 'http://h:99999/' is no URL"], id="port in URL"),
+        pytest.param(HTTPCheck("http://h/a b"), ["path 'http://h/a b' is no URL"], id="space in URL"),
         pytest.param(TCPCheck(0), ["port must be a whole number"], id="port"),
         pytest.param(TCPCheck(host="a:1"), ["host 'a:1' is neither"], id="host"),
         pytest.param(TCPCheck(success_before_passing=-1), ["success_before_passing must be"], id="count"),
@@ -79,6 +92,7 @@ def test_every_fault_is_told(check: Check, faults: list[str]) -> None:
     assert len(told) == len(faults)
     for fault in faults:
         assert any(one.startswith(fault) for one in told), told
+    assert "geheim" not in str(told), "a header may hold a secret"
 
 
 @pytest.mark.parametrize(

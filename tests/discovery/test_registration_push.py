@@ -108,6 +108,32 @@ def test_a_report_is_passed_on_at_once(push: Callable[..., Registration], server
         assert server.health("financial") == [health]
 
 
+def test_a_check_follows_the_address_under_which_the_module_registers(
+    push: Callable[..., Registration], server: PushServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.2"
+
+    async def own_address_towards(host: str, port: int) -> str:
+        return address
+
+    monkeypatch.setattr("discovery.via_push.own_address_towards", own_address_towards)
+    server.heartbeat_interval = 0.1
+    with HealthServer() as module:
+        push(port=module.port, check=HTTPCheck("/health", interval="50ms"))
+        eventually(lambda: server.beats and server.beats[-1]["health"] == "critical")
+        address = "127.0.0.1"
+        server.instances.clear()
+        eventually(lambda: server.beats[-1]["health"] == "passing")
+        assert server.bodies[-1]["address"] == address
+
+
+def test_a_checks_headers_are_sent_as_they_are(push: Callable[..., Registration], server: PushServer) -> None:
+    with HealthServer() as module:
+        push(port=module.port, check=HTTPCheck("/health", interval="50ms", headers={"X-Team": "Zoë ☃"}))
+        eventually(lambda: server.health("financial") == ["passing"])
+        assert module.headers["X-Team"].encode("latin-1").decode() == "Zoë ☃"
+
+
 def test_the_library_runs_the_modules_own_http_check(
     push: Callable[..., Registration], server: PushServer
 ) -> None:
