@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,23 @@ def test_a_watch_wakes_though_the_signals_file_became_another(tmp_path: Path, wh
         assert store.apply([Change(source="consul", present=(instance,))]).index > index
         assert watch.wait(60)
         watch.close()
+    database.close()
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced", "renamed"])
+def test_a_watch_on_a_file_that_tells_no_more_is_lost(tmp_path: Path, what: str) -> None:
+    database = Database(f"sqlite:///{tmp_path}/lictor.db")
+    signal, other = tmp_path / "lictor.db-signal", tmp_path / "other"
+    other.touch()
+    with closing(database.watch()) as watch:
+        signal.chmod(0o600)
+        assert watch.wait(20), "it is the same file still"
+        if what == "removed":
+            signal.unlink()
+        else:
+            _ = other.rename(signal) if what == "replaced" else signal.rename(other)
+        with pytest.raises(OSError, match=r"lictor\.db-signal"):
+            watch.wait(20)
     database.close()
 
 
