@@ -19,13 +19,15 @@ class _Pending:
     gone: set[InstanceKey] = field(default_factory=set)
     heard: bool = False
     lost: Lost | None = None
+    was_lost: Lost | None = None
     accept: Accept | None = None
 
 
 class Inbox:
     """Merges updates of each source while they wait, so that it never holds more than there are instances.
 
-    What arrives during a slow or failing write is written together by the next.
+    What arrives during a slow or failing write is written together by the next. That a source was lost
+    is told even if it is back: what it confirms has to be confirmed from the beginning.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,9 @@ class Inbox:
 
     @staticmethod
     def _merge(pending: _Pending, change: Change) -> None:
-        pending.heard, pending.lost, pending.doubt = True, None, change.doubt
+        pending.heard, pending.doubt = True, change.doubt
+        if pending.lost is not None:
+            pending.lost, pending.was_lost = None, pending.lost
         if change.complete:
             pending.complete = True
             pending.present.clear()
@@ -72,6 +76,8 @@ class Inbox:
 
 def _updates(pending: dict[str, _Pending]) -> Iterable[Change | Lost | Accept]:
     for source, held in pending.items():
+        if held.was_lost is not None:
+            yield held.was_lost
         if held.heard:
             yield Change(
                 source=source,
