@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from typing import Any, NamedTuple
 
 from discovery.base import InstanceKey, ServiceInstance
-from discovery.consul_client import Answer
+from discovery.consul_calls import Answer
 from discovery.consul_mirror import Mirror
 from discovery.consul_queries import BlockingQuery, Queries, node_path, service_path
 from discovery.metrics import ANTI_ENTROPY_REPAIRS

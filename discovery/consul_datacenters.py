@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from discovery.backoff import Backoff
 from discovery.base import Lost, Watcher
-from discovery.consul_client import Answer, AsyncConsulClient
+from discovery.consul_calls import Answer
+from discovery.consul_client import AsyncConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.errors import DiscoveryError, PermissionDenied, RegistryRejected, RegistryUnavailable
 from discovery.settings import ALL, LOCAL

@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from discovery.backoff import Backoff
-from discovery.consul_client import AsyncConsulClient, Call
+from discovery.consul_calls import Call
+from discovery.consul_client import AsyncConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.durations import format_duration
 from discovery.errors import DiscoveryError, PermissionDenied, UnknownInstance

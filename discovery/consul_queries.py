@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
 from discovery.backoff import Backoff
-from discovery.consul_client import Answer, AsyncConsulClient, Consistency
+from discovery.consul_calls import Answer, Consistency
+from discovery.consul_client import AsyncConsulClient
 from discovery.errors import DiscoveryError, RegistryUnavailable
 from discovery.metrics import CONSUL_QUERIES, CONSUL_QUERIES_IN_FLIGHT
 

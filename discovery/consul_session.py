@@ -12,7 +12,7 @@ from functools import partial
 
 from discovery.anti_entropy import AntiEntropy, Watched
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
-from discovery.consul_client import Answer
+from discovery.consul_calls import Answer
 from discovery.consul_mirror import Mirror
 from discovery.consul_queries import BlockingQuery, IndexWentBack, Queries, Stalled, node_path, service_path
 from discovery.consul_survey import Survey

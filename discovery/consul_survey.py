@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 
 from discovery.base import Health
-from discovery.consul_client import Answer
+from discovery.consul_calls import Answer
 from discovery.consul_mirror import Mirror
 from discovery.consul_queries import BlockingQuery, Queries, Stalled, node_path
 from discovery.errors import RegistryUnavailable

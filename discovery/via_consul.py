@@ -14,7 +14,8 @@ from discovery.announcement import Announcement
 from discovery.announcer import MayRestore, first_of
 from discovery.base import Health
 from discovery.checks import Target, TTLCheck
-from discovery.consul_client import AsyncConsulClient, Call
+from discovery.consul_calls import Call
+from discovery.consul_client import AsyncConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.durations import format_duration
 from discovery.errors import UnknownInstance

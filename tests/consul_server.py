@@ -23,7 +23,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from discovery.consul_agent import DevAgent, find_consul, free_ports
-from discovery.consul_client import AsyncConsulClient, Call, ConsulClient
+from discovery.consul_calls import Call
+from discovery.consul_client import AsyncConsulClient, ConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.errors import ConfigError, DiscoveryError
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from consul import base
 
-from discovery import consul_client
+from discovery import consul_calls, consul_client
 from discovery.consul_agent import free_ports
-from discovery.consul_client import Answer, AsyncConsulClient, Call, ConsulClient
+from discovery.consul_calls import Answer
+from discovery.consul_client import AsyncConsulClient, ConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.errors import (
     ConfigError,
@@ -434,7 +435,7 @@ def test_every_exception_of_the_library_is_translated(
 
     scripted_consul.answer("[]")
     with pytest.raises(DiscoveryError) as caught:
-        connect(scripted_consul.config(token=TOKEN)).send(Call(method="GET", path="/v1/some", parse=parse))
+        connect(scripted_consul.config(token=TOKEN)).api.http.get(parse, "/v1/some")
     assert isinstance(caught.value.__cause__, exception)
     assert isinstance(caught.value, RegistryUnavailable | RegistryRejected)
     assert f"GET {scripted_consul.http_addr}/v1/some: as *** sees it" == str(caught.value)
@@ -442,7 +443,7 @@ def test_every_exception_of_the_library_is_translated(
 
 def test_each_exception_of_the_library_has_been_thought_of() -> None:
     names = {exception.__name__ for exception in exceptions_of_the_library()}
-    assert names == consul_client._LIBRARY_ERRORS.keys()
+    assert names == consul_calls._LIBRARY_ERRORS.keys()
 
 
 # --------------------------------------------------------------------- a Consul that does not answer

@@ -14,7 +14,8 @@ import pytest
 
 from discovery.base import Change, Health, Lost, ServiceInstance
 from discovery.consul import ConsulWatcher
-from discovery.consul_client import Call, ConsulClient
+from discovery.consul_calls import Call
+from discovery.consul_client import ConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.consul_mirror import Mirror
 from discovery.consul_session import CONNECTIONS

@@ -8,7 +8,8 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from discovery.consul_client import Call, ConsulClient, Reply
+from discovery.consul_calls import Call, Reply
+from discovery.consul_client import ConsulClient
 from discovery.consul_config import ConsulConfig
 from discovery.consul_lock_rights import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
