@@ -1,7 +1,7 @@
 """gunicorn's worker with threads, from which requests that wait take their connection away.
 
 Names of gunicorn's that are no public interface and are relied on: `TConn.sock` and `nr_conns`,
-`method_queue.defer`, and that `finish_request` gets what `handle` returned. A test with a real
+`method_queue` and its `defer`, and that `finish_request` gets what `handle` returned. A test with a real
 gunicorn tells if they go.
 """
 
@@ -13,6 +13,8 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from gunicorn.workers.gthread import PollableMethodQueue  # type: ignore[import-untyped]
+
 from web.quick_worker import QuickWorker
 from web.waiting.hub import Hub
 from web.waiting.middleware import DETACHES, Detached
@@ -22,6 +24,10 @@ class WaitingWorker(QuickWorker):
     """Connections that wait are not its own: they count as closed until they come back."""
 
     _hub: Hub | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method_queue = _LastingQueue()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -54,7 +60,7 @@ class WaitingWorker(QuickWorker):
         if self.alive:
             self.method_queue.defer(self._take_back, conn)
         else:
-            # The loop takes nothing more; its queue may be closed.
+            # The loop takes nothing more.
             conn.close()
 
     def _take_back(self, conn: Any) -> None:
@@ -70,6 +76,17 @@ class WaitingWorker(QuickWorker):
         super().run()
         if self._hub is not None:
             self._hub.end()
+
+
+class _LastingQueue(PollableMethodQueue):  # type: ignore[misc]
+    """What threads tell the loop, by a pipe that stays open as long as the process.
+
+    The loop ends before a thread whose client is slow, and before those who wait have their answers. A
+    thread would write to the number of the closed pipe, which by then may be that of the database's file.
+    """
+
+    def close(self) -> None:
+        """Called by gunicorn when the loop has ended."""
 
 
 def _can_detach(environ: dict[str, Any]) -> bool:
