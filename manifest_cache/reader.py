@@ -91,17 +91,21 @@ class Snapshot:
         """Those of the modules that are there."""
         return self._reading.objects(Module, f"WHERE name {one_of(names)}", *names)
 
-    def last_changes(self, after: int) -> dict[str | None, int]:
+    def last_changes(self, after: int) -> dict[str | None, int] | None:
         """The modules that events after this index tell of, with the index of the last one.
 
-        None stands for all that tell of none.
+        None stands for all that tell of none. None is returned where such events are gone from the log.
         """
         # Grouped by what no index has, or SQLite goes through all of that by modules and the index.
         name = "module || ''"
         rows = self._reading.rows(
-            f'SELECT {name}, max("index") FROM events WHERE "index" > ? GROUP BY {name}', after
+            f'SELECT {name}, max("index"), min("index") FROM events WHERE "index" > ? GROUP BY {name}', after
         )
-        return dict(rows)
+        first = min((first for _, _, first in rows), default=None)
+        # The beginning goes first: where the next one is there, all behind it are.
+        if first != after + 1 and after < self.retained_after:
+            return None
+        return {module: last for module, last, _ in rows}
 
     def status_counts(self, wanted: ModuleFilter = ModuleFilter()) -> dict[str, int]:
         """How many modules there are of each status."""

@@ -9,14 +9,19 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
-from sqlalchemy import Connection, Dialect, Float
+from sqlalchemy import JSON, Connection, Dialect, Float
 from sqlalchemy.orm import class_mapper
 from sqlalchemy.types import TypeEngine
 from sqlmodel import SQLModel
 
+from manifest_cache.models import UTCDateTime
+
 Row = TypeVar("Row", bound=SQLModel)
+
+# JSON up to so many characters is remembered: tags, and what most modules say in their meta.
+_SHORT = 500
 
 
 class Reading:
@@ -93,28 +98,54 @@ class _Table(Generic[Row]):
         self.select = f"SELECT {names} FROM {quote(table.name)}"
         self._attributes = [mapper.get_property_by_column(column).key for column in columns]
         self.places = {attribute: number for number, attribute in enumerate(self._attributes)}
-        readers = [_reader(column.type, dialect) for column in columns]
+        readers = [reader(column.type, dialect) for column in columns]
         self._readers: list[tuple[int, str, Callable[[Any], Any]]] = [
-            (number, attribute, reader)
-            for number, (attribute, reader) in enumerate(zip(self._attributes, readers, strict=True))
-            if reader is not None
+            (number, attribute, read)
+            for number, (attribute, read) in enumerate(zip(self._attributes, readers, strict=True))
+            if read is not None
         ]
-        self._new: Callable[[], Row] = mapper.class_manager.new_instance
+        self._kind = _unmapped(model)
 
     def object(self, row: Sequence[Any]) -> Row:
         values = dict(zip(self._attributes, row, strict=True))
-        for number, attribute, reader in self._readers:
-            values[attribute] = reader(row[number])
-        found = self._new()
-        # As a session does it: setting the attributes would note each as a change.
-        vars(found).update(values)
-        return found
+        for number, attribute, read in self._readers:
+            values[attribute] = read(row[number])
+        found = self._kind()
+        found.__dict__ = values
+        return cast(Row, found)
 
 
-def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
-    """What a value of the driver goes through, None if it stays as it is."""
+def _unmapped(model: type[SQLModel]) -> type[Any]:
+    """A class whose objects have a row's attributes and properties, without what notes changes of them."""
+    properties = {name: member for name, member in vars(model).items() if isinstance(member, property)}
+    return type(model.__name__, (), {**properties, "model_fields": model.model_fields})
+
+
+def reader(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What a value of the driver goes through, None if it stays as it is.
+
+    What it gives may be given to others too: it is not to be altered.
+    """
     # Drivers give floats as floats; the dialect of psycopg would know the type that the server gives.
-    return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
+    if isinstance(kind, Float):
+        return None
+    read = kind.dialect_impl(dialect).result_processor(dialect, None)
+    if read is None:
+        return None
+    if isinstance(kind, UTCDateTime):
+        # Many rows have the moment of one transaction in several columns.
+        return functools.lru_cache(maxsize=256)(read)
+    return _remembering_short_ones(read) if isinstance(kind, JSON) else read
+
+
+def _remembering_short_ones(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """For JSON that comes as text: many rows say the same, and after the next change they are read again."""
+    remembered = functools.lru_cache(maxsize=1024)(read)
+
+    def process(said: Any) -> Any:
+        return remembered(said) if isinstance(said, str) and len(said) <= _SHORT else read(said)
+
+    return process
 
 
 @functools.lru_cache(maxsize=64)

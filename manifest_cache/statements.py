@@ -10,15 +10,14 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import JSON, Dialect, Table
+from sqlalchemy import Dialect, Table
 from sqlalchemy.types import TypeEngine
 
 from manifest_cache.models import UTCDateTime
+from manifest_cache.rows import reader
 
 # SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; short statements are planned sooner.
 _CHUNK = 500
-# JSON up to so many characters is remembered: tags, and what most modules say in their meta.
-_SHORT = 500
 
 Item = TypeVar("Item")
 _Processor: TypeAlias = Callable[[Any], Any] | None
@@ -42,12 +41,8 @@ class Statements:
         self._write: dict[str, _Processor] = {
             name: _remembering(kind, kind.bind_processor(dialect)) for name, kind in types.items()
         }
-        readers = [_remembering(kind, kind.result_processor(dialect, None)) for kind in types.values()]
-        self._read = [
-            (number, _short_ones(read) if isinstance(kind, JSON) else read)
-            for number, (kind, read) in enumerate(zip(types.values(), readers, strict=True))
-            if read is not None
-        ]
+        readers = [reader(column.type, dialect) for column in table.columns]
+        self._read = [(number, read) for number, read in enumerate(readers) if read is not None]
         # Statements of the same kind are written out once.
         self._inserting = functools.lru_cache(maxsize=64)(self._written_insert)
         self._updating = functools.lru_cache(maxsize=64)(self._written_update)
@@ -127,16 +122,6 @@ def _remembering(kind: TypeEngine[Any], process: _Processor) -> _Processor:
     if process is None or not isinstance(kind, UTCDateTime):
         return process
     return functools.lru_cache(maxsize=256)(process)
-
-
-def _short_ones(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same for JSON that comes as text: many rows say the same, and the next change reads them again."""
-    remembered = functools.lru_cache(maxsize=1024)(read)
-
-    def process(said: Any) -> Any:
-        return remembered(said) if isinstance(said, str) and len(said) <= _SHORT else read(said)
-
-    return process
 
 
 @functools.lru_cache(maxsize=64)

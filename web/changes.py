@@ -33,11 +33,12 @@ class Changes:
         with self._lock:
             if snapshot.index <= self._known_to:
                 return
-            if self._known_to < max(0, snapshot.retained_after):
+            changed = snapshot.last_changes(self._known_to) if self._known_to >= 0 else None
+            if changed is None:
                 self._last.clear()
                 self._known_from = snapshot.index
             else:
-                self._last |= snapshot.last_changes(self._known_to)
+                self._last |= changed
             self._known_to = snapshot.index
 
     def reach(self, index: int) -> bool:

@@ -93,8 +93,9 @@ class KeptAnswer:
         heard = contact(sources)
         headers = [*self._headers, (CONTACT_HEADER, heard)] if heard else self._headers
         self._plain = Sent("200 OK", headers, self._body)
-        self._not_modified = _without_body(headers)
-        self._gzip_not_modified = _without_body(_weak(headers))
+        # Made when they are asked for.
+        self._not_modified: Sent | None = None
+        self._gzip_not_modified: Sent | None = None
         self._gzip = _packed(headers, self._packed) if self._packed else None
 
     def is_too_old(self, now: float) -> bool:
@@ -111,8 +112,18 @@ class KeptAnswer:
         """The same, but None if the body is still to be packed for it."""
         packs = accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding)
         if if_none_match is not None and self._is_known(if_none_match):
-            return self._gzip_not_modified if packs else self._not_modified
+            return self._known_packed() if packs else self._known()
         return self._gzip if packs else self._plain
+
+    def _known(self) -> Sent:
+        if self._not_modified is None:
+            self._not_modified = _without_body(self._plain.headers)
+        return self._not_modified
+
+    def _known_packed(self) -> Sent:
+        if self._gzip_not_modified is None:
+            self._gzip_not_modified = _without_body(_weak(self._plain.headers))
+        return self._gzip_not_modified
 
     def _is_known(self, if_none_match: str) -> bool:
         return if_none_match == self._etag_line or parse_etags(if_none_match).contains_weak(self._etag)
