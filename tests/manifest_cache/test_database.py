@@ -11,11 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlmodel import SQLModel, select
+from sqlmodel import select
 
 from discovery.base import Change, ServiceInstance
 from manifest_cache import schema
@@ -51,18 +48,6 @@ def test_an_empty_database_asks_for_a_migration(database_url: str) -> None:
     database.close()
 
 
-def test_the_migrations_make_the_models_tables(database: Database) -> None:
-    with database.read() as session:
-        context = MigrationContext.configure(session.connection(), opts={"compare_type": False})
-        assert compare_metadata(context, SQLModel.metadata) == []
-
-
-def test_every_migration_is_a_revision_that_the_program_knows() -> None:
-    scripts = ScriptDirectory(str(schema.MIGRATIONS))
-    known = [script.revision for script in scripts.walk_revisions()]
-    assert tuple(reversed(known)) == schema.REVISIONS
-
-
 def test_a_newer_schema_is_refused(database: Database) -> None:
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -70,21 +55,6 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
         database.check_schema()
     with pytest.raises(SchemaMismatch, match="newer"):
         database.migrate()
-
-
-def test_an_older_schema_asks_for_a_migration_and_loses_nothing(database_url: str) -> None:
-    database = Database(database_url)
-    with database.write() as session:
-        schema.upgrade(session.connection(), "0001")
-        session.execute(
-            text("INSERT INTO sources VALUES ('consul', 'consul', true, NULL, :now, NULL, 7)"), NOW
-        )
-    with pytest.raises(SchemaMismatch, match=r"older schema 0001.*lictor migrate"):
-        database.check_schema()
-    assert database.migrate() == ("0001", schema.HEAD)
-    with Reader(database).snapshot() as snapshot:
-        assert [(source.name, source.instances) for source in snapshot.sources] == [("consul", 7)]
-    database.close()
 
 
 def test_several_migrate_at_once(database_url: str) -> None:
