@@ -158,9 +158,11 @@ class Mirror:
 
     def contradicted(self, name: str, entries: Iterable[Any], index: int) -> set[Health]:
         """The states that an answer of `health/service/NAME` tells of, and newer watches do not."""
+        # Mostly there is none, and reading an answer takes longer than looking for them.
+        unwell = [entry for entry in entries if _has_unwell_checks(entry)]
         return {
             state
-            for known in self._instances_of(name, entries, index).values()
+            for known in self._instances_of(name, unwell, index).values()
             for state in known.unwell & {Health.CRITICAL, Health.WARNING}
             if not self._is_unwell(known, state)
         }
@@ -395,6 +397,10 @@ def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | N
 def _port(value: Any) -> int:
     """A port to connect to; 0 for whatever is none, which Consul takes as well."""
     return value if isinstance(value, int) and 0 < value <= _HIGHEST_PORT else 0
+
+
+def _has_unwell_checks(entry: Any) -> bool:
+    return any(check.get("Status") != Health.PASSING for check in entry.get("Checks") or ())
 
 
 def _is_same(one: _Known | None, other: _Known | None) -> bool:
