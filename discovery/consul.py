@@ -101,7 +101,11 @@ class ConsulWatcher:
 
     def _session(self, client: AsyncConsulClient, queue: asyncio.Queue[Change | None]) -> Session:
         queries = Queries(
-            client, datacenter=self._datacenter, max_staleness=self._max_staleness, margin=self._margin
+            client,
+            connections=CONNECTIONS,
+            datacenter=self._datacenter,
+            max_staleness=self._max_staleness,
+            margin=self._margin,
         )
         return Session(
             queries,

@@ -47,7 +47,7 @@ class Stalled(Exception):
 
 
 class Queries:
-    """What one watch asks, over the connections of `client`.
+    """What one watch asks, over the `connections` that `client` has for it.
 
     `datacenter` None is the agent's own. A server may be `max_staleness` seconds behind its leader.
     A query that takes `margin` seconds longer than Consul may hold it raises Stalled. `doubt` says
@@ -58,6 +58,7 @@ class Queries:
         self,
         client: AsyncConsulClient,
         *,
+        connections: int,
         datacenter: str | None,
         max_staleness: float,
         margin: float,
@@ -65,6 +66,8 @@ class Queries:
         self.stalls = 0
         self.answered_at = time.monotonic()
         self._client = client
+        # The client waits for a free connection no longer than for an answer, as if Consul were at fault.
+        self._places = asyncio.Semaphore(connections)
         self._datacenter = datacenter
         self._max_staleness = max_staleness
         self._margin = margin
@@ -151,8 +154,8 @@ class Queries:
         limit = (wait * 17 / 16 if index else 0.0) + self._margin
         outcome = "cancelled"
         try:
-            with CONSUL_QUERIES_IN_FLIGHT.track_inprogress():
-                async with asyncio.timeout(limit):
+            async with self._places, asyncio.timeout(limit):
+                with CONSUL_QUERIES_IN_FLIGHT.track_inprogress():
                     answer = await self._client.query(
                         path,
                         index=index or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from prometheus_client import REGISTRY
 
 from discovery.base import Change, Health, Lost
 from discovery.consul import ConsulWatcher
-from discovery.consul_client import ConsulClient
-from discovery.consul_queries import Floor
+from discovery.consul_client import AsyncConsulClient, ConsulClient
+from discovery.consul_queries import Floor, Queries
 from tests.consul_proxy import Asked, ConsulProxy, Meddling
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.watching import Watching
@@ -220,6 +221,17 @@ def test_a_consul_that_stands_still_is_lost(consul_server: Callable[..., ConsulS
         assert watching.of(name), "what is known stays"
         server.resume()
         eventually(lambda: isinstance(watching.updates[-1], Change))
+
+
+@pytest.mark.anyio
+async def test_whoever_waits_for_a_connection_does_not_take_consul_for_lost(proxy: ConsulProxy) -> None:
+    """Each answer comes in time; that others of the same watch ask as well is no fault of Consul's."""
+    proxy.meddle = lambda asked: time.sleep(0.7)
+    async with AsyncConsulClient(proxy.config(timeout=1.0), max_connections=1) as client:
+        queries = Queries(client, connections=1, datacenter=None, max_staleness=10, margin=60)
+        asking = (queries.read("/v1/catalog/nodes") for _ in range(5))
+        answers = await asyncio.gather(*asking)
+    assert all(answer.data for answer in answers)
 
 
 def repairs() -> float:
