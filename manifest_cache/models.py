@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlmodel import Field, SQLModel
 
 from discovery.base import Health
@@ -31,6 +41,10 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+# Numbers that are never given twice. SQLite gives them to columns of its own type alone, as wide as this.
+_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def _moment(*, index: bool = False) -> Any:
@@ -86,7 +100,7 @@ class Instance(SQLModel, table=True):
         {"sqlite_autoincrement": True},
     )
 
-    key: int | None = Field(default=None, primary_key=True)
+    key: int | None = Field(default=None, primary_key=True, sa_type=_NUMBER)
     source: str
     module: str = Field(foreign_key="modules.name", index=True)
     node: str = ""
@@ -126,7 +140,7 @@ class Tombstone(SQLModel, table=True):
         {"sqlite_autoincrement": True},
     )
 
-    key: int | None = Field(default=None, primary_key=True)
+    key: int | None = Field(default=None, primary_key=True, sa_type=_NUMBER)
     source: str
     module: str = Field(foreign_key="modules.name")
     node: str = ""
@@ -163,7 +177,7 @@ class Event(SQLModel, table=True):
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_module_index", "module", "index"), {"sqlite_autoincrement": True})
 
-    index: int | None = Field(default=None, primary_key=True)
+    index: int | None = Field(default=None, primary_key=True, sa_type=_NUMBER)
     at: datetime = _moment()
     type: str
     module: str | None = None
@@ -205,7 +219,7 @@ class PushLease(SQLModel, table=True):
 
     __tablename__ = "push_leases"
 
-    instance: int = Field(primary_key=True, foreign_key="instances.key", ondelete="CASCADE")
+    instance: int = Field(primary_key=True, foreign_key="instances.key", ondelete="CASCADE", sa_type=_NUMBER)
     heartbeat_interval: float
     deregister_after: float
     last_beat: datetime = _moment()
@@ -243,4 +257,4 @@ class WebhookPosition(SQLModel, table=True):
 
     receiver: str = Field(primary_key=True)
     series: str
-    position: int
+    position: int = Field(sa_type=_NUMBER)

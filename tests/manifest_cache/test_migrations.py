@@ -17,6 +17,7 @@ from manifest_cache.models import PushLease
 from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
+from manifest_cache.webhook_positions import Positions
 from tests.manifest_cache.test_push import INSTANCE
 
 NOW = {"now": "2026-01-01 00:00:00+00:00"}
@@ -87,6 +88,38 @@ def test_no_instance_gets_the_key_of_another(
     push.deregister("m", "m-1")
     assert push.register(PushRegistration(instance=INSTANCE)).instance.key == 8
     database.close()
+
+
+@pytest.mark.parametrize("revision", ["0003", schema.HEAD])
+def test_numbers_do_not_end_at_two_billion(database_url: str, settings: CacheSettings, revision: str) -> None:
+    database, last = Database(database_url), 2**31 - 1
+    with database.write() as session:
+        schema.upgrade(session.connection(), revision)
+        _push_an_instance(session.connection())
+    database.migrate()
+    push = PushRegistry(database, settings)
+    push.register(PushRegistration(instance=INSTANCE))
+    push.deregister(INSTANCE.module, INSTANCE.id)
+    with database.write() as session:
+        for table, key in (("events", "index"), ("instances", "key"), ("tombstones", "key")):
+            session.connection().execute(
+                text(_SET_LAST[database.is_sqlite].format(table=table, key=key, last=last))
+            )
+    registered = push.register(PushRegistration(instance=INSTANCE))
+    assert registered.index > last
+    assert registered.instance.key == last + 1
+    assert push.heartbeat(INSTANCE.module, INSTANCE.id, Health.PASSING).index == registered.index
+    assert push.deregister(INSTANCE.module, INSTANCE.id) > registered.index
+    assert set(Positions(database).begin(["audit"])) == {"audit"}
+    with Reader(database).snapshot() as snapshot:
+        assert [row.key for row in snapshot.tombstones(INSTANCE.module)] == [last + 1]
+    database.close()
+
+
+_SET_LAST = {
+    True: "UPDATE sqlite_sequence SET seq = {last} WHERE name = '{table}'",
+    False: "SELECT setval(pg_get_serial_sequence('{table}', '{key}'), {last})",
+}
 
 
 def _push_an_instance(connection: Connection) -> None:
