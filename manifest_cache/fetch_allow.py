@@ -130,7 +130,13 @@ class SystemResolver:
                 loop.call_soon_threadsafe(settle)
                 loop.call_soon_threadsafe(self._places.release)
 
-        threading.Thread(target=look_up, name="lictor resolver", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="lictor resolver", daemon=True).start()
+        except RuntimeError as exc:
+            # The system has no more of them: that may pass, and its place is not to be lost.
+            self._places.release()
+            found.cancel()
+            raise OSError(str(exc)) from exc
         return await found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import trustme
 
 from discovery.errors import ConfigError
 from manifest_cache.errors import FetchFailed
-from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, network
+from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, SystemResolver, network
 from manifest_cache.fetcher import FetchConfig, Fetched, ManifestFetcher
 from manifest_cache.settings import CacheSettings
 from tests.manifest_server import ManifestServer, manifest
@@ -162,6 +164,20 @@ except TimeoutError:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
+
+
+@pytest.mark.anyio
+async def test_names_are_looked_up_once_there_are_threads_again() -> None:
+    resolver = SystemResolver()
+    before = threading.stack_size(2**46)
+    try:
+        for _ in range(20):
+            with pytest.raises(OSError, match="can't start new thread"):
+                await resolver("localhost")
+    finally:
+        threading.stack_size(before)
+    async with asyncio.timeout(20):
+        assert await resolver("localhost")
 
 
 @pytest.mark.anyio
