@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from discovery import tracing
@@ -92,6 +93,6 @@ def _settle(
         else:
             future.set_result(result)
 
-    # The loop may have ended while the call ran: then nobody waits for the result.
-    if not loop.is_closed():
+    # The loop may have been closed while the call ran: then nobody waits for the result.
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(settle)
