@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ Status = Literal["available", "degraded", "unavailable"]
 HealthWord = Literal["passing", "warning", "critical", "maintenance"]
 
 
+@functools.lru_cache(maxsize=1024)
 def rfc3339(at: datetime) -> str:
     """A moment in UTC, to the millisecond, with a Z.
 
