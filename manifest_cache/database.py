@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -17,6 +18,7 @@ from sqlmodel import Session, SQLModel
 from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
+from manifest_cache.kept_connections import KeptConnections
 from manifest_cache.models import utc_now
 from manifest_cache.rows import Reading, Writing
 from manifest_cache.statements import statements
@@ -62,7 +64,7 @@ class Database:
     `url` is a SQLAlchemy URL of SQLite (a file) or PostgreSQL (psycopg 3). Writers are serialized,
     so that the indexes of events become visible in their order: by `BEGIN IMMEDIATE` on SQLite, by
     an advisory lock on PostgreSQL. Readers never wait for writers. At most `connections` are open
-    at once, beside that of `index`.
+    at once, beside that of `index`; of those to SQLite so many for sessions, and so many without.
 
     Every method raises StoreUnavailable where the database cannot serve.
     """
@@ -77,6 +79,7 @@ class Database:
         if self.is_sqlite:
             self._engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT}, **pool)
             event.listen(self._engine, "connect", _prepare_sqlite)
+            self._kept = KeptConnections(self._connect_apart, connections, kept)
         else:
             self._engine = create_engine(
                 self.url,
@@ -86,6 +89,7 @@ class Database:
                 **pool,
             )
         event.listen(self._engine, "begin", _begin)
+        self._border = _Border(self._engine.dialect)
 
     @property
     def url_safe(self) -> str:
@@ -100,6 +104,8 @@ class Database:
     def close(self) -> None:
         self._glance.close()
         self._signal.close()
+        if self.is_sqlite:
+            self._kept.close()
         self._engine.dispose()
 
     def index(self) -> int:
@@ -118,7 +124,7 @@ class Database:
         """A session that sees one consistent state of the database, and changes nothing."""
         with (
             self._traced("read"),
-            _translated_faults(),
+            self._border,
             self._engine.connect() as connection,
             connection.begin(),
         ):
@@ -127,7 +133,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """The same without SQLAlchemy's sessions, for who reads often and in haste."""
-        with self._traced("read"), _translated_faults(), self._borrowed() as connection:
+        with self._traced("read"), self._border, self._borrowed() as connection:
             cursor = connection.cursor()
             if self.is_sqlite:
                 # Any other driver begins by itself.
@@ -140,10 +146,9 @@ class Database:
 
         A `quiet` one wakes no watch: nothing in it can be seen by a reader.
         """
-        with self._traced("write"), _translated_faults():
+        with self._traced("write"), self._border:
             with (
                 self._sole_connection() as connection,
-                _as_of_sqlalchemy(self._engine.dialect),
                 self._permitted(Writing.of(connection), quiet=quiet),
             ):
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
@@ -155,7 +160,7 @@ class Database:
     @contextmanager
     def writing(self, *, quiet: bool = False) -> Iterator[Writing]:
         """The same without SQLAlchemy's sessions, for those for whose changes somebody waits."""
-        with self._traced("write"), _translated_faults(), self._borrowed() as connection:
+        with self._traced("write"), self._border, self._borrowed() as connection:
             writing = Writing(connection.cursor(), self._engine.dialect)
             _take_turn(writing.cursor, is_sqlite=self.is_sqlite)
             with self._permitted(writing, quiet=quiet):
@@ -165,20 +170,28 @@ class Database:
                 # Before anything else: this is what tells those who wait.
                 self._signal.after_commit()
 
+    def _borrowed(self) -> AbstractContextManager[Any]:
+        """A connection as the driver has it, for a transaction that is undone if it is not committed."""
+        return self._kept.one() if self.is_sqlite else self._borrowed_from_pool()
+
+    def _connect_apart(self) -> sqlite3.Connection:
+        connection = self._engine.raw_connection()
+        # It is not the pool's from now on.
+        connection.detach()
+        return cast(sqlite3.Connection, connection.dbapi_connection)
+
     @contextmanager
-    def _borrowed(self) -> Iterator[PoolProxiedConnection]:
-        """A connection as the driver has it; what was begun on it and not committed is undone."""
-        dialect = self._engine.dialect
-        with _as_of_sqlalchemy(dialect):
-            connection = self._engine.raw_connection()
-            try:
-                yield connection
-            except dialect.loaded_dbapi.Error as exc:
-                # Whoever comes next is to have one that is sound.
-                connection.invalidate(exc)
-                raise
-            finally:
-                _give_back(connection, dialect.loaded_dbapi.Error)
+    def _borrowed_from_pool(self) -> Iterator[PoolProxiedConnection]:
+        error = self._engine.dialect.loaded_dbapi.Error
+        connection = self._engine.raw_connection()
+        try:
+            yield connection
+        except error as exc:
+            # Whoever comes next is to have one that is sound.
+            connection.invalidate(exc)
+            raise
+        finally:
+            _give_back(connection, error)
 
     def _traced(self, what: str) -> AbstractContextManager[object]:
         return tracing.span(f"database {what}", "client", {"db.system.name": self.url.get_backend_name()})
@@ -212,7 +225,7 @@ class Database:
 
     def watch(self) -> commit_signal.CommitWatch:
         """Wakes at each commit of any process; close it after use."""
-        with _translated_faults():
+        with self._border:
             return self._signal.watch()
 
     def migrate(self) -> tuple[str | None, str]:
@@ -222,7 +235,7 @@ class Database:
         do it at once: one migrates, the others wait and find it done. Raises SchemaMismatch if the
         schema is newer than this program.
         """
-        with _translated_faults(), self._sole_connection() as connection:
+        with self._border, self._sole_connection() as connection:
             before = schema.current_revision(connection)
             self._refuse_newer(before)
             if before != schema.HEAD:
@@ -231,7 +244,7 @@ class Database:
 
     def check_schema(self) -> None:
         """Raises SchemaMismatch if the schema is not this program's."""
-        with _translated_faults(), self._engine.connect() as connection, connection.begin():
+        with self._border, self._engine.connect() as connection, connection.begin():
             revision = schema.current_revision(connection)
         self._refuse_newer(revision)
         if revision is None:
@@ -307,8 +320,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 def _begin(connection: Connection) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     if connection.get_execution_options().get("lictor_write", False):
-        with _as_of_sqlalchemy(connection.dialect):
-            _take_turn(connection.connection.cursor(), is_sqlite=is_sqlite)
+        _take_turn(connection.connection.cursor(), is_sqlite=is_sqlite)
     elif is_sqlite:
         connection.exec_driver_sql("BEGIN")
 
@@ -330,16 +342,6 @@ def _take_turn(cursor: Any, *, is_sqlite: bool) -> None:
     )
 
 
-@contextmanager
-def _as_of_sqlalchemy(dialect: Dialect) -> Iterator[None]:
-    """What the driver raises, as SQLAlchemy wraps it where the driver is used through that."""
-    driver = dialect.loaded_dbapi
-    try:
-        yield
-    except driver.Error as exc:
-        raise DBAPIError.instance(None, None, exc, driver.Error, dialect=dialect) from exc
-
-
 def _give_back(connection: PoolProxiedConnection, error: type[Exception]) -> None:
     """Ends the transaction too. All was read by then, so the next one to read hears of a server that went."""
     try:
@@ -350,20 +352,31 @@ def _give_back(connection: PoolProxiedConnection, error: type[Exception]) -> Non
     connection.close()
 
 
-@contextmanager
-def _translated_faults() -> Iterator[None]:
+class _Border(AbstractContextManager[None]):
     """The one border where the driver's faults become StoreUnavailable.
 
-    Faults of the program (a broken constraint, a wrong statement) pass: they are not the database's.
+    Faults of the program (a broken constraint, a wrong statement) pass, as SQLAlchemy wraps them: they are
+    not the database's. Not made by a generator, as each transaction goes through it.
     """
-    try:
-        yield
-    except DBAPIError as exc:
-        if _is_programs_fault(exc):
-            raise
-        raise StoreUnavailable(str(exc.orig).strip() or type(exc.orig).__name__) from exc
-    except (PoolTimeout, sqlite3.Error, OSError) as exc:
-        raise StoreUnavailable(str(exc)) from exc
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._error = dialect.loaded_dbapi.Error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exc is None:
+            return
+        if isinstance(exc, self._error):
+            wrapped = DBAPIError.instance(None, None, exc, self._error, dialect=self._dialect)
+            if isinstance(wrapped, DBAPIError) and _is_programs_fault(wrapped):
+                raise wrapped from exc
+            raise StoreUnavailable(str(exc).strip() or type(exc).__name__) from exc
+        if isinstance(exc, DBAPIError) and not _is_programs_fault(exc):
+            raise StoreUnavailable(str(exc.orig).strip() or type(exc.orig).__name__) from exc
+        if isinstance(exc, (PoolTimeout, OSError)):
+            raise StoreUnavailable(str(exc)) from exc
 
 
 _PROGRAMS_FAULTS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")

@@ -175,9 +175,9 @@ def test_a_watch_on_a_file_that_tells_no_more_is_lost(tmp_path: Path, what: str)
 
 
 def test_many_writers_keep_one_file_open_for_the_signal(tmp_path: Path) -> None:
-    def open_ones() -> int:
+    def open_ones(name: str = "lictor.db-signal") -> int:
         found = (os.path.realpath(number) for number in Path("/proc/self/fd").iterdir())
-        return sum(path == f"{tmp_path}/lictor.db-signal" for path in found)
+        return sum(path.startswith(f"{tmp_path}/{name}") for path in found)
 
     database = Database(f"sqlite:///{tmp_path}/lictor.db")
     database.migrate()
@@ -187,8 +187,34 @@ def test_many_writers_keep_one_file_open_for_the_signal(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert open_ones() == 1
+    assert open_ones("lictor.db") > 1
     database.close()
-    assert open_ones() == 0
+    assert open_ones("lictor.db") == 0
+
+
+def test_one_connection_serves_many_threads_in_turn(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/lictor.db", connections=1)
+    database.migrate()
+    inside, most, seen = 0, 0, []
+
+    def use() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with database.reading() as reading:
+                inside += 1
+                most = max(most, inside)
+                seen.append(index_of(reading))
+                inside -= 1
+            write(database)
+
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 6 * 20
+    assert most == 1
+    database.close()
 
 
 def test_a_wait_for_what_is_there_returns_at_once(database: Database) -> None:
@@ -228,10 +254,10 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/lictor.db")
     database.migrate()
     index = write(database)
-    with database.read() as session:
-        pages = session.execute(text("PRAGMA page_count")).scalar_one()
+    with database.reading() as reading:
+        pages = reading.value("PRAGMA page_count")
         # The driver's own limit: what SQLite says is what it says of a full disk.
-        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+        reading.rows(f"PRAGMA max_page_count = {pages}")
     many = [
         ServiceInstance(module=f"m{n}", id=str(n), address="::1", meta={"a": "b" * 500}) for n in range(500)
     ]
@@ -359,9 +385,9 @@ def test_postgresql_that_is_away_comes_back() -> None:
 def test_a_writer_that_is_paused_in_its_transaction_does_not_keep_others_out(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manifest_cache.database.IDLE_TIMEOUT", 0.1)
     paused = Database(postgres.create_database())
     paused.migrate()
+    monkeypatch.setattr("manifest_cache.database.IDLE_TIMEOUT", 0.1)
     other = Database(paused.url.render_as_string(hide_password=False))
 
     def pause() -> None:

@@ -68,11 +68,9 @@ def test_a_long_log_makes_no_work_for_who_knows_most_of_it(tmp_path: Path) -> No
         nonlocal steps
         steps += 1
 
-    with database.read() as session:
-        driver = session.connection().connection.driver_connection
-        assert driver is not None
+    with database.reading() as reading:
         # Called once in so many steps of SQLite's machine, on the connection that is used next.
-        driver.set_progress_handler(count, 1000)
+        reading.cursor.connection.set_progress_handler(count, 1000)
     with Reader(database).snapshot() as snapshot:
         assert snapshot.last_changes(known) == {"m-1": changed}
     database.close()
