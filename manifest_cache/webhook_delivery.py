@@ -85,11 +85,19 @@ class Post:
         with kept:
             said = await _said(connection)
         if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise _refusal(answer, said)
+            raise _refusal(answer, self._without_path(said.decode("utf-8", "replace")))
 
     async def _exchange(self, connection: Connection, id_: str, body: bytes) -> Answer:
         headers = webhook_message.headers(self._receiver, id_, int(time.time()), body)
         return await connection.request("POST", self._receiver.url.path, [*headers, *tracing.headers()], body)
+
+    def _without_path(self, said: str) -> str:
+        """Many servers name the path that they do not know, and some paths are secrets."""
+        target = self._receiver.url.path
+        for path in (target, target.partition("?")[0]):
+            if path != "/":
+                said = said.replace(path, "[path]")
+        return said
 
 
 async def _said(connection: Connection) -> bytes:
@@ -103,7 +111,7 @@ async def _said(connection: Connection) -> bytes:
     return said
 
 
-def _refusal(answer: Answer, said: bytes) -> NotDelivered:
+def _refusal(answer: Answer, said: str) -> NotDelivered:
     status = answer.status
     if status == HTTPStatus.GONE:
         return NotDelivered("gone", "answered 410 Gone: it wants nothing more")
@@ -113,7 +121,7 @@ def _refusal(answer: Answer, said: bytes) -> NotDelivered:
         )
         return NotDelivered("redirect", reason)
     phrase = f"{status} {http.client.responses.get(status, '')}".strip()
-    words = f": {quoted(said.decode('utf-8', 'replace'), 200)}" if said else ""
+    words = f": {quoted(said, 200)}" if said else ""
     return NotDelivered("http-status", f"answered {phrase}{words}", _retry_after(answer.headers))
 
 
