@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from manifest_cache.database import Database
 from manifest_cache.models import Event, Instance, Manifest, Module, PushLease, Source, Tombstone
 from manifest_cache.rows import Reading, Stored, one_of
 
-# A commit whose signal is lost is noticed this much later, in seconds.
-_SIGNAL_LOST = 1.0
 _NEWEST = 'SELECT max("index") FROM events'
 
 
@@ -50,18 +47,6 @@ class Reader:
     def index(self) -> int:
         with self._database.reading() as reading:
             return reading.value(_NEWEST) or 0
-
-    def wait(self, index: int, timeout: float) -> int:
-        """Waits up to `timeout` seconds for the index to pass `index`; returns the index then."""
-        deadline = time.monotonic() + timeout
-        # The watch is opened first: what is committed after the look at the index wakes it.
-        watch = self._database.watch()
-        try:
-            while (now := self.index()) <= index and (left := deadline - time.monotonic()) > 0:
-                watch.wait(min(left, _SIGNAL_LOST))
-            return now
-        finally:
-            watch.close()
 
 
 class Snapshot:

@@ -6,7 +6,6 @@ import os
 import secrets
 import sqlite3
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -119,21 +118,13 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     assert write(database) > 0, "nothing was left open"
 
 
-def test_a_wait_ends_with_the_commit(database_url: str, database: Database) -> None:
-    reader = Reader(database)
+def test_a_commit_wakes_whoever_watches(database_url: str, database: Database) -> None:
     other = Database(database_url)
-    woken: list[tuple[int, float]] = []
-
-    def wait() -> None:
-        index = reader.wait(0, timeout=20)
-        woken.append((index, time.monotonic()))
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    index = write(other)
-    waiting.join(20)
+    with closing(database.watch()) as watch:
+        index = write(other)
+        assert watch.wait(20)
+        assert Reader(database).index() == index
     other.close()
-    assert [got for got, _ in woken] == [index]
 
 
 @pytest.mark.parametrize("what", ["removed", "replaced", "renamed"])
@@ -215,18 +206,6 @@ def test_one_connection_serves_many_threads_in_turn(tmp_path: Path) -> None:
     assert len(seen) == 6 * 20
     assert most == 1
     database.close()
-
-
-def test_a_wait_for_what_is_there_returns_at_once(database: Database) -> None:
-    index = write(database)
-    assert Reader(database).wait(index - 1, timeout=60) == index
-
-
-def test_a_wait_ends_at_its_time(database: Database) -> None:
-    index = write(database)
-    begun = time.monotonic()
-    assert Reader(database).wait(index, timeout=0.2) == index
-    assert time.monotonic() - begun < 10
 
 
 def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
