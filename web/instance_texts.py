@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
@@ -24,7 +24,7 @@ _MARK = "\0"
 _Contacts: TypeAlias = Mapping[str, datetime | None]
 
 # What a text takes beside its bytes, roughly.
-_OVERHEAD = 250
+_OVERHEAD = 300
 
 
 class _Lasting(NamedTuple):
@@ -45,7 +45,7 @@ class InstanceTexts:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, _Lasting] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Lasting] = OrderedDict()
         self._size = 0
 
     def of(
@@ -71,12 +71,12 @@ class InstanceTexts:
             for name, of_module in prints.items()
         }
 
-    def _known(self, prints: Iterable[bytes], contacts: _Contacts) -> dict[bytes, _Lasting]:
+    def _known(self, prints: Iterable[Hashable], contacts: _Contacts) -> dict[Hashable, _Lasting]:
         with self._lock:
             found = ((print_, self._kept.get(print_)) for print_ in prints)
             return {print_: kept for print_, kept in found if kept is not None and kept.is_of(contacts)}
 
-    def _keep(self, written: Mapping[bytes, _Lasting]) -> None:
+    def _keep(self, written: Mapping[Hashable, _Lasting]) -> None:
         with self._lock:
             for print_, lasting in written.items():
                 if print_ not in self._kept:
@@ -96,8 +96,8 @@ def filled_in(text: bytes, sources: Sequence[models.Source]) -> bytes:
     return text
 
 
-def _lasting(rows: Mapping[bytes, models.Instance], contacts: _Contacts) -> dict[bytes, _Lasting]:
-    found: dict[bytes, _Lasting] = {}
+def _lasting(rows: Mapping[Hashable, models.Instance], contacts: _Contacts) -> dict[Hashable, _Lasting]:
+    found: dict[Hashable, _Lasting] = {}
     for print_, row in rows.items():
         contact = contacts.get(row.source)
         if row.source == PUSH or contact is None or contact < row.last_seen:
@@ -107,7 +107,7 @@ def _lasting(rows: Mapping[bytes, models.Instance], contacts: _Contacts) -> dict
     return found
 
 
-def _passing(snapshot: Snapshot, rows: Mapping[bytes, models.Instance]) -> dict[bytes, str]:
+def _passing(snapshot: Snapshot, rows: Mapping[Hashable, models.Instance]) -> dict[Hashable, str]:
     beats = last_beats(snapshot, list(rows.values()))
     return {
         print_: Instance.of(row, max(row.last_seen, beats.get(row.key or 0, row.last_seen))).model_dump_json()

@@ -49,7 +49,6 @@ class KeptAnswer:
         self._body = sent.body
         self._packed: bytes | None = None
         self._etag_line = next(value for name, value in sent.headers if name == "ETag")
-        self._etag = unquote_etag(self._etag_line)[0] or ""
         self._headers = [line for line in sent.headers if line[0] != CONTACT_HEADER]
         self._headers.append(_VARY)
         self.refresh(facts.sources, now)
@@ -126,7 +125,9 @@ class KeptAnswer:
         return self._gzip_not_modified
 
     def _is_known(self, if_none_match: str) -> bool:
-        return if_none_match == self._etag_line or parse_etags(if_none_match).contains_weak(self._etag)
+        if if_none_match == self._etag_line:
+            return True
+        return parse_etags(if_none_match).contains_weak(unquote_etag(self._etag_line)[0] or "")
 
     def _pack(self) -> Sent:
         # Without a time in it, it is the same on every worker.
