@@ -11,6 +11,7 @@ from typing import Any
 from sqlmodel import SQLModel
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
+from manifest_cache.errors import quoted
 from manifest_cache.event_log import EventLog, described, described_error
 from manifest_cache.fetch_plan import FetchPlan
 from manifest_cache.manifest import ParsedManifest
@@ -25,6 +26,8 @@ from manifest_cache.working_set import Rows
 logger = logging.getLogger(__name__)
 
 _CONTACT_RESOLUTION = timedelta(seconds=5)
+# An index of PostgreSQL holds no more of a row, in bytes; the name of the source is a part of it too.
+_LONGEST_KEY = 2500
 _REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
 
 
@@ -128,7 +131,7 @@ class Ledger:
         rows = {
             _key(row): row for name in names for row in self._instances_of[name] if row.source == source.name
         }
-        present = {instance.key: instance for instance in change.present}
+        present = {instance.key: instance for instance in change.present if _has_place(instance)}
         gone = set(rows).difference(present) if change.complete else set(change.gone).intersection(rows)
         self._open_modules(sorted({key.module for key in present}), source)
         self._add([instance for key, instance in present.items() if key not in rows], source)
@@ -408,6 +411,23 @@ class Ledger:
         for table in (self._sources, self._modules, self._manifests, self._instances, self._tombstones):
             table.write()
         return self._log.write()
+
+
+def _has_place(instance: ServiceInstance) -> bool:
+    """Whether an instance can be known by its key; one that cannot is said to be left out."""
+    # No character takes more than four bytes.
+    if 4 * sum(map(len, instance.key)) <= _LONGEST_KEY:
+        return True
+    if (size := sum(len(part.encode()) for part in instance.key)) <= _LONGEST_KEY:
+        return True
+    logger.warning(
+        "left out, as its module, node and id have %d bytes, and %d are allowed: module=%s instance=%s",
+        size,
+        _LONGEST_KEY,
+        quoted(instance.module),
+        quoted(instance.id),
+    )
+    return False
 
 
 def _is(row: Instance, source: str, key: InstanceKey) -> bool:
