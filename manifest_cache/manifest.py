@@ -350,11 +350,6 @@ def version_key(version: str) -> semver.Version:
     return semver.Version.parse(version)
 
 
-def compare_versions(a: str, b: str) -> int:
-    """Below 0 if `a` precedes `b`, above 0 if it follows, 0 if neither."""
-    return version_key(a).compare(version_key(b))
-
-
 def manifest_json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a manifest, the same at every call."""
     return {
