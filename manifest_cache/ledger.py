@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _CONTACT_RESOLUTION = timedelta(seconds=5)
 # An index of PostgreSQL holds no more of a row, in bytes; the name of the source is a part of it too.
 _LONGEST_KEY = 2500
+# So many characters are kept of why a registry cannot be reached: it may have answered with a whole page.
+_LONGEST_REASON = 1000
 _REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
 
 
@@ -157,12 +159,12 @@ class Ledger:
 
     def lost(self, lost: Lost) -> None:
         """Notes that a source cannot be reached; what it said last still stands."""
-        source = self._source(lost.source)
-        if source.connected or source.reason != lost.reason:
+        source, reason = self._source(lost.source), _harmless(lost.reason)
+        if source.connected or source.reason != reason:
             was = {"connected": source.connected, "reason": source.reason}
             if source.connected:
                 source.since = self.now
-            source.connected, source.reason = False, lost.reason
+            source.connected, source.reason = False, reason
             self._log.source("registry.lost", source, was)
 
     def doubted(self, name: str, reason: str) -> None:
@@ -428,6 +430,11 @@ def _has_place(instance: ServiceInstance) -> bool:
         quoted(instance.id),
     )
     return False
+
+
+def _harmless(reason: str) -> str:
+    """Words of a registry, or of whatever answers in its place, without what a database or terminal minds."""
+    return "".join(letter if letter.isprintable() else "�" for letter in reason[:_LONGEST_REASON])
 
 
 def _is(row: Instance, source: str, key: InstanceKey) -> bool:

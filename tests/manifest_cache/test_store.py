@@ -475,6 +475,14 @@ def test_many_at_once(store: Store, reader: Reader) -> None:
         assert [event.index for event in snapshot.events(limit=3000)] == list(range(1, 2202))
 
 
+def test_whatever_a_registry_answers_instead_of_an_answer(store: Store, reader: Reader) -> None:
+    said = "answered 500: \x00\x1b[31m\ud800 nonsense"
+    store.apply([Lost(source="consul", reason=said, retry_in=1)])
+    assert last(reader, "registry.lost").data["is"]["reason"] == "answered 500: ��[31m� nonsense"
+    index = store.apply([Lost(source="consul", reason=said, retry_in=1)]).index
+    assert index == reader.index() == 1, "the same told again is no event"
+
+
 def test_who_is_too_long_to_be_known_keeps_nobody_else_out(
     store: Store, reader: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
