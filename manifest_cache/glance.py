@@ -36,6 +36,7 @@ COMMIT_NOTICE = 0.005
 
 # In seconds.
 _PATIENCE = 5.0
+_CLOSING = 0.3
 # Clocks do not run equally fast.
 _TRUSTED = 0.9 * COMMIT_NOTICE
 _NEWEST = 'SELECT coalesce(max("index"), 0) FROM events'
@@ -179,8 +180,12 @@ class _PostgresGlance:
         return seen.newest if time.monotonic() < seen.until else None
 
     def close(self) -> None:
-        with self._lock:
-            self._disconnect()
+        # Who looks at a server that hangs holds this for seconds, and nobody is to wait for that.
+        if self._lock.acquire(timeout=_CLOSING):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
 
     def _look(self) -> _Seen:
         import psycopg

@@ -157,6 +157,27 @@ def test_who_waits_for_a_look_that_fails_is_told_that_and_asks_no_more() -> None
     assert connections < 5
 
 
+def test_a_database_is_closed_though_its_server_hangs() -> None:
+    order = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        database = Database(f"postgresql+psycopg://x@127.0.0.1:{server.getsockname()[1]}/x")
+
+        def look() -> None:
+            with contextlib.suppress(StoreUnavailable):
+                database.index()
+            order.append("looked")
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        hanging, _ = server.accept()
+        database.close()
+        order.append("closed")
+        hanging.close()
+        server.close()
+        thread.join()
+    assert order == ["closed", "looked"]
+
+
 def test_a_server_that_was_away_is_asked_again_when_it_is_back(settings: CacheSettings) -> None:
     with PostgresServer() as server:
         database = Database(server.create_database())
