@@ -2,7 +2,8 @@
 
 gunicorn gives a connection to a thread, which then waits for what the client sends: as many slow
 clients as there are threads would hold the service. Here its loop looks at what has come without
-taking it, and a thread gets a connection once there is a request to answer.
+taking it, and a thread gets a connection once there is a request to answer. Nor does a thread, or the
+loop, wait for a client to be done that was answered before it had sent all, or for the last time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import socket
 import struct
 import sys
 import time
+from concurrent.futures import Future
 from functools import partial
 from selectors import EVENT_READ
 from typing import Any, NamedTuple
 
 from web import refusals
 from web.bounded_worker import BoundedWorker
+from web.last_moments import LastMoments
 
 # In seconds. A request that is not whole by then is not waited for any longer.
 _REQUEST_WITHIN = 10.0
 # Nor is a client that takes nothing of its answer, or sends nothing of a large body.
 _SILENCE = 20
+# What nobody read of a body is to be there by then, or the connection is not kept.
+_REST_WITHIN = 0.1
 # As long as a head may be, in bytes; also as much of a body as is waited for.
 _LOOKED_AT = 32 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
@@ -34,11 +39,16 @@ class PatientWorker(BoundedWorker):
     """What waits for a request is among `pending_conns`, which gunicorn closes at their `timeout`.
 
     Names of gunicorn's that are no public interface and are relied on: `enqueue_req`,
-    `_cap_keepalive`, and what `finish_request` does with `pending_conns`. Tests with a real gunicorn
-    tell if they go.
+    `_cap_keepalive`, `_keepalive_after` and `finish_body`, and what `finish_request` does with
+    `pending_conns` and with a result that is false. Tests with a real gunicorn tell if they go.
     """
 
     _last_deadline = float("inf")
+    _last_moments: LastMoments
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        self._last_moments = LastMoments(self.poller, self._drop)
 
     def enqueue_req(self, conn: Any) -> None:
         """Called by gunicorn's loop for a connection that is new, or has something to read."""
@@ -91,11 +101,27 @@ class PatientWorker(BoundedWorker):
 
     def _refuse(self, conn: Any, there: _There) -> None:
         refusals.send(refusals.problem_of_begin(there.content), conn.sock)
-        self._drop(conn)
+        self._last_moments.add(conn)
 
     def _drop(self, conn: Any) -> None:
         self.nr_conns -= 1
         conn.close()
+
+    def finish_request(self, conn: Any, fs: Future[Any]) -> None:
+        """Called by gunicorn's loop when a thread is done; it would have the loop wait for the client."""
+        if fs.cancelled() or fs.exception() or fs.result():
+            super().finish_request(conn, fs)
+        else:
+            self._last_moments.add(conn)
+
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+        """In a thread: whether the connection can be kept; it would wait seconds for the rest of a body."""
+        return keepalive and bool(conn.parser.finish_body(deadline=time.monotonic() + _REST_WITHIN))
+
+    def murder_pending(self) -> None:
+        """Called by gunicorn's loop, once each time round."""
+        super().murder_pending()
+        self._last_moments.close_overdue()
 
     def _cap_keepalive(self, deadline: float) -> None:
         """Called by gunicorn when the worker is to end."""

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.consul_server import eventually
 from tests.web.filling import Cache
@@ -70,6 +71,39 @@ def test_slow_clients_do_not_hold_the_service(
             assert time.monotonic() - began < 100
         assert server.end() == 0
     assert "Traceback" not in server.log
+
+
+NEVER_DONE = {
+    "an end": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "an old end": b"GET /healthz HTTP/1.0\r\n\r\n",
+    "a body": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + b" " * 40_000,
+    "chunks": b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nab",
+    "on demand": b"POST /x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NEVER_DONE.values(), ids=NEVER_DONE)
+def test_who_is_answered_and_never_done_holds_nobody_up(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path, sent: bytes
+) -> None:
+    few = running(tmp_path, http, database_url=database_url, bind=bind, workers="1", threads="1")
+    with few as server, ExitStack() as stack:
+        (worker,) = server.workers
+        began, before = time.monotonic(), files_of(worker)
+        for _ in range(20):
+            client = stack.enter_context(connect(bind))
+            client.sendall(sent)
+            assert client.recv(100).startswith(b"HTTP/1.")
+        # With seconds of waiting for each of them it would take longer.
+        assert time.monotonic() - began < 30
+        eventually(lambda: files_of(worker) <= before)
+        stack.close()
+        assert server.end() == 0
+    assert "Traceback" not in server.log
+
+
+def files_of(process: int) -> int:
+    return len(list(Path(f"/proc/{process}/fd").iterdir()))
 
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -135,7 +169,7 @@ def test_more_connections_than_files_wait(
 ) -> None:
     with running(tmp_path, http, database_url=database_url, bind=bind, workers="1") as server:
         (worker,) = server.workers
-        files = len(list(Path(f"/proc/{worker}/fd").iterdir())) + 10
+        files = files_of(worker) + 10
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (files, files))
         with ExitStack() as stack:
             for _ in range(30):
@@ -167,8 +201,8 @@ def test_what_is_no_sound_request_is_told_so(
         for sent, (status, slug) in UNSOUND.items():
             with connect(bind) as client:
                 client.sendall(sent)
-                # What is left unread makes the kernel end the connection roughly: one look must do.
-                head, _, body = client.recv(65536).partition(b"\r\n\r\n")
+                answered = b"".join(iter(lambda: client.recv(65536), b""))
+            head, _, body = answered.partition(b"\r\n\r\n")
             assert head.startswith(f"HTTP/1.1 {status} ".encode()), sent[:50]
             assert b"\r\nContent-Type: application/problem+json\r\n" in head
             problem = json.loads(body)
