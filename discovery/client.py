@@ -240,6 +240,7 @@ class Catalog(_Reads):
         super().__init__(url, copy, manifests, timeout)
         self._lock = threading.Lock()
         self._owner = 0
+        self._waited = False
         self._settled = threading.Event()
         self._closing = threading.Event()
         self._end: Callable[[], None] = lambda: None
@@ -252,6 +253,7 @@ class Catalog(_Reads):
                 if self._owner != os.getpid():
                     self._begin()
         self._settled.wait(self._timeout)
+        self._waited = True
         return self
 
     def close(self) -> None:
@@ -274,12 +276,12 @@ class Catalog(_Reads):
                     yield changed
 
     def _view(self) -> View:
-        if self._owner != os.getpid() or not self._settled.is_set():
+        if self._owner != os.getpid() or not self._waited:
             self.start()
         return super()._view()
 
     def _begin(self) -> None:
-        self._settled, self._closing = threading.Event(), threading.Event()
+        self._settled, self._closing, self._waited = threading.Event(), threading.Event(), False
         self._follower.prepare()
         self._thread = threading.Thread(target=self._run, name="lictor catalog", daemon=True)
         self._thread.start()

@@ -112,6 +112,19 @@ def test_an_answer_without_sense_ends_nothing(server: ManifestServer, body: str)
         assert catalog.modules() == []
 
 
+def test_only_the_first_read_waits_for_a_lictor_that_hangs(
+    server: ManifestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("discovery.catalog_feed._TIMEOUT", 60.0)
+    server.routes[MODULES] = silence
+    with Catalog(url_of(server), timeout=0.5) as catalog:
+        begun = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(RegistryUnavailable, match="nothing is known"):
+                catalog.modules()
+        assert time.monotonic() - begun < 5
+
+
 def test_one_that_does_not_wait_ends_with_its_context(server: ManifestServer) -> None:
     before = set(threading.enumerate())
     with Catalog(url_of(server), timeout=0):
