@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,7 @@ class Registration:
         self.announcement = announced
         self._road = road
         self._scope = road.scope(announced)
+        self._starting = threading.RLock()
         self._keeper: Keeper | None = None
         self._owner = 0
         self._said: tuple[Health, str] | None = None
@@ -214,8 +216,12 @@ class Registration:
 
     def start(self) -> Self:
         """Begins to keep the instance registered and returns at once; does nothing if it is started."""
-        if self._keeper is not None and self._keeper.is_kept:
-            return self
+        with self._starting:
+            if self._keeper is None or not self._keeper.is_kept:
+                self._start()
+        return self
+
+    def _start(self) -> None:
         previous = lifetime.enter(self._scope, self)
         predecessor = previous.replaced() if isinstance(previous, Registration) else None
         keeper = Keeper(
@@ -229,7 +235,6 @@ class Registration:
             keeper.report(*self._said)
         self._keeper, self._owner = keeper, os.getpid()
         keeper.start()
-        return self
 
     def stop(self, timeout: float = STOP_LIMIT) -> None:
         """Deregisters the instance; returns when that is done, or after `timeout` seconds without success.
@@ -299,6 +304,8 @@ class Registration:
 
     def become_inherited(self) -> None:
         """In a forked child: the thread is not here, and its work is the owner's, while that lives."""
+        # Whoever held it is not here.
+        self._starting = threading.RLock()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.forget()

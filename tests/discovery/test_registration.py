@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import discovery
-from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck
+from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck, lifetime
 from discovery.consul_client import ConsulClient
 from discovery.errors import UnknownInstance
 from discovery.keeper import State
@@ -157,6 +159,30 @@ def test_the_id_is_the_same_after_a_restart_and_another_on_another_port(
 ) -> None:
     assert register().id == register().id
     assert register().id != register(port=8002).id
+
+
+def test_two_threads_that_start_it_at_once_start_it_once(
+    register: Callable[..., Registration], client: ConsulClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, both = lifetime.enter, threading.Barrier(2)
+
+    def enter(key: str, running: lifetime.Running) -> lifetime.Running | None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return entered(key, running)
+
+    monkeypatch.setattr(lifetime, "enter", enter)
+    registration = register()
+    starting = [threading.Thread(target=registration.start) for _ in range(2)]
+    for thread in starting:
+        thread.start()
+    for thread in starting:
+        thread.join()
+    assert registration.wait_registered(10)
+    registration.stop()
+    keepers = [thread.name for thread in threading.enumerate() if registration.id in thread.name]
+    assert not keepers
+    assert not service(client, registration.id)
 
 
 def test_nothing_is_sent_before_the_start(
