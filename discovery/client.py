@@ -17,6 +17,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,7 @@ class Catalog(_Reads):
         self._closing = threading.Event()
         self._end: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
+        _catalogs.add(self)
 
     def start(self) -> Self:
         """Begins to follow Lictor, and waits until it answered, failed to, or `timeout` is over."""
@@ -280,6 +282,10 @@ class Catalog(_Reads):
             self.start()
         return super()._view()
 
+    def _become_inherited(self) -> None:
+        """In a forked child: the thread is not here, nor is whoever held the lock."""
+        self._lock = threading.Lock()
+
     def _begin(self) -> None:
         self._settled, self._closing, self._waited = threading.Event(), threading.Event(), False
         self._follower.prepare()
@@ -309,6 +315,17 @@ class Catalog(_Reads):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+_catalogs: weakref.WeakSet[Catalog] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for catalog in list(_catalogs):
+        catalog._become_inherited()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class AsyncCatalog(_Reads):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -130,6 +135,39 @@ def test_one_that_does_not_wait_ends_with_its_context(server: ManifestServer) ->
     with Catalog(url_of(server), timeout=0):
         pass
     eventually(lambda: not set(followers()) - before)
+
+
+_FORKED_AS_IT_BEGINS = """
+import os, sys, threading, time
+from discovery.client import Catalog
+url, copy = sys.argv[1:]
+catalog = Catalog(url, copy=copy)
+threading.Thread(target=catalog.start, daemon=True).start()
+# Who opens a pipe to write into it waits until the other thread has opened it to read from it.
+pipe = os.open(copy, os.O_WRONLY)
+child = os.fork()
+if child == 0:
+    os.unlink(copy)
+    os._exit(0 if catalog.modules() == [] else 1)
+print(child, flush=True)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_child_that_is_forked_as_it_begins_begins_by_itself(server: ManifestServer, tmp_path: Path) -> None:
+    copy = tmp_path / "catalog.json"
+    os.mkfifo(copy)
+    command = [sys.executable, "-c", _FORKED_AS_IT_BEGINS, url_of(server), str(copy)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            assert process.wait(20) == 0
+        finally:
+            if process.poll() is None:
+                os.kill(child, signal.SIGKILL)
+                process.kill()
 
 
 def followers() -> list[threading.Thread]:
