@@ -81,7 +81,8 @@ class Keeper:
         self._announcer: Announcer | None = None
         self._withdraw = True
         self._stop_limit = STOP_LIMIT
-        self._stopping = threading.Event()
+        # No Event: a signal's handler that stops it as well would wait for that one's lock.
+        self._is_stopping = False
         self._end = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"{_THREAD}{instance}", daemon=True)
@@ -93,15 +94,15 @@ class Keeper:
 
     def ask_to_stop(self, *, withdraw: bool, limit: float = STOP_LIMIT) -> None:
         """Begins the end; with `withdraw` the instance is deregistered unless others stand for it."""
-        if not self._stopping.is_set():
+        if not self._is_stopping:
             self._withdraw, self._stop_limit = withdraw, limit
-            self._stopping.set()
+            self._is_stopping = True
             self._in_loop(self._end.set)
 
     @property
     def is_kept(self) -> bool:
         """Whether it goes on until somebody asks it to stop."""
-        return self._thread.is_alive() and not self._stopping.is_set()
+        return self._thread.is_alive() and not self._is_stopping
 
     def wait_ended(self, limit: float) -> bool:
         self._thread.join(max(0.0, limit))
@@ -141,7 +142,7 @@ class Keeper:
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if self._stopping.is_set():
+        if self._is_stopping:
             return
         announcer = self._announcer = self._connect()
         self._pass_on_report()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -11,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ import pytest
 import discovery
 from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck, lifetime
 from discovery.consul_client import ConsulClient
+from discovery.consul_config import ConsulConfig
 from discovery.errors import UnknownInstance
 from discovery.keeper import State
 from discovery.via_consul import definition
@@ -183,6 +187,28 @@ def test_two_threads_that_start_it_at_once_start_it_once(
     keepers = [thread.name for thread in threading.enumerate() if registration.id in thread.name]
     assert not keepers
     assert not service(client, registration.id)
+
+
+@pytest.mark.parametrize("line", range(1, 20))
+def test_a_signals_handler_may_end_it_at_any_moment_of_its_end(line: int) -> None:
+    """It runs wherever the thread is that it interrupts, with all locks that this one holds."""
+    registration = discovery.register(name="m", port=80, consul=ConsulConfig(port=1)).start()
+    passed = itertools.count(1)
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line" and next(passed) == line:
+            registration.ask_to_stop()
+        return interrupt
+
+    def stop() -> None:
+        sys.settrace(interrupt)
+        registration.ask_to_stop()
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    registration.stop()
 
 
 def test_nothing_is_sent_before_the_start(
