@@ -36,7 +36,7 @@ COMMIT_NOTICE = 0.005
 
 # In seconds.
 _PATIENCE = 5.0
-_CLOSING = 0.3
+_CLOSING = 0.1
 # Clocks do not run equally fast.
 _TRUSTED = 0.9 * COMMIT_NOTICE
 _NEWEST = 'SELECT coalesce(max("index"), 0) FROM events'

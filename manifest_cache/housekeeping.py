@@ -24,7 +24,7 @@ _BETWEEN_ROUNDS = 300.0
 _BETWEEN_STEPS = 0.1
 _ROWS = 250
 _MODULES = 10
-_CLOSING = 0.5
+_CLOSING = 0.2
 
 
 class Housekeeping:
