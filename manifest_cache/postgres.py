@@ -15,13 +15,6 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
     # Only who uses PostgreSQL needs its driver.
     import psycopg
 
-    arguments: dict[str, Any] = {"connect_timeout": 5, **options, **url.query}
-    return psycopg.connect(
-        host=url.host,
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        dbname=url.database,
-        autocommit=True,
-        **arguments,
-    )
+    # As SQLAlchemy reads it: the query may name the server too, or several.
+    _, said = url.get_dialect()().create_connect_args(url)
+    return psycopg.connect(**{"connect_timeout": 5, **options, **said, "autocommit": True})

@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlmodel import select
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache import schema
+from manifest_cache import database_lock, schema
 from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
 from manifest_cache.event_log import index_of
 from manifest_cache.ledger import Ledger
@@ -272,6 +272,27 @@ def test_a_read_only_file_is_read_and_not_written(tmp_path: Path) -> None:
     assert Reader(database).index() == index
     database.close()
     writable.close()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["host={host}&port={port}", "host={host}:{port}", "host={host}:1&host={host}:{port}"],
+    ids=["apart", "together", "the second of two"],
+)
+def test_a_server_that_the_query_of_the_url_names(postgres: PostgresServer, place: str) -> None:
+    """As for the folder of a Unix socket, which has no other place in a URL."""
+    direct = make_url(postgres.create_database())
+    query = place.format(host=direct.host, port=direct.port)
+    database = Database(f"postgresql+psycopg://{direct.username}@/{direct.database}?{query}")
+    database.migrate()
+    lock = database_lock.for_database(database)
+    with closing(database.watch()) as watch:
+        index = write(database)
+        assert watch.wait(20)
+    assert database.index() == index
+    assert lock.acquire()
+    lock.release()
+    database.close()
 
 
 def test_a_role_without_rights_is_told_so(postgres: PostgresServer) -> None:
