@@ -14,6 +14,9 @@ MayRestore = Callable[[], bool]
 """Whether a registration that somebody else altered is to be set right again."""
 
 
+_LONGEST_NOTE = 1000
+
+
 class Announcer(Protocol):
     """Announces one instance to one registry; made and used within one event loop.
 
@@ -37,6 +40,11 @@ class Announcer(Protocol):
         """Tells what the module says of itself from now on."""
 
     async def aclose(self) -> None: ...
+
+
+def fitting(note: str) -> str:
+    """A note as every registry takes it: not long, without NUL and halves of characters."""
+    return note.replace("\x00", "")[:_LONGEST_NOTE].encode(errors="replace").decode()
 
 
 async def first_of(*works: Coroutine[Any, Any, T]) -> T:

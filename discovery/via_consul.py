@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from discovery.announcement import Announcement
-from discovery.announcer import MayRestore, first_of
+from discovery.announcer import MayRestore, first_of, fitting
 from discovery.base import Health
 from discovery.checks import Target, TTLCheck
 from discovery.consul_calls import Call
@@ -144,7 +144,7 @@ class ConsulAnnouncer:
             self._news.clear()
             health, note = self._said
             for check_id in self._ttl_checks:
-                await self._speaker(health)(check_id, note)
+                await self._speaker(health)(check_id, fitting(note))
             try:
                 async with asyncio.timeout(self._announcement.heartbeat):
                     await self._news.wait()

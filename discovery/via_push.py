@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from discovery.announcement import Announcement
-from discovery.announcer import MayRestore, first_of
+from discovery.announcer import MayRestore, first_of, fitting
 from discovery.base import Health
 from discovery.checks import Target, TTLCheck
 from discovery.durations import format_duration
@@ -32,7 +32,6 @@ _EARLIEST = 0.8
 """A beat comes after this part of the interval at the earliest, the whole of it at the latest."""
 _LONGEST_EXCERPT = 200
 _LONGEST_ID = 255
-_LONGEST_NOTE = 1000
 _DEREGISTER_AFTER = (1.0, 31 * 86400.0)
 _HEARTBEAT = (0.1, 86400.0)
 _NO_HEADER = "holds a character that no HTTP header can carry"
@@ -153,7 +152,7 @@ class PushAnnouncer:
     async def _beat_once(self) -> None:
         self._news.clear()
         health, note = self._health()
-        body = {"id": self._announcement.id, "health": health.value, "note": _fitting(note)}
+        body = {"id": self._announcement.id, "health": health.value, "note": fitting(note)}
         await self._call("POST", f"{self._module}/heartbeat", json=body)
 
     def _health(self) -> tuple[Health, str]:
@@ -265,10 +264,6 @@ def is_local(url: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _fitting(note: str) -> str:
-    return note.replace("\x00", "")[:_LONGEST_NOTE]
 
 
 def _quoted(text: str) -> str:

@@ -304,6 +304,19 @@ def test_a_ttl_check_that_was_removed_by_hand_comes_back(
         eventually(lambda: status(client, name) == ["passing"])
 
 
+def test_an_odd_note_is_passed_on_as_far_as_it_goes(
+    register: Callable[..., Registration], client: ConsulClient, name: str
+) -> None:
+    """No request carries half a character, as names of files may hold it, or a note of megabytes."""
+    with register() as registration:
+        assert registration.wait_registered(10)
+        registration.report("warning", "caf\udce9\x00\n" + 2_000_000 * "x")
+        eventually(lambda: status(client, name) == ["warning"])
+        (check,) = checks(client, name).values()
+        assert check["Output"].startswith("caf?")
+        assert registration.state is State.REGISTERED
+
+
 def test_a_report_without_a_ttl_check_is_refused(register: Callable[..., Registration]) -> None:
     registration = register(check=HTTPCheck())
     with pytest.raises(ConfigError) as caught:

@@ -157,6 +157,16 @@ def test_a_module_that_starts_slowly_is_seen_as_soon_as_it_is_there(
         eventually(lambda: server.health("financial") == ["passing"], limit=8)
 
 
+def test_an_odd_note_is_passed_on_as_far_as_it_goes(
+    server: PushServer, push: Callable[..., Registration]
+) -> None:
+    registration = push()
+    assert registration.wait_registered(10)
+    registration.report("warning", "caf\udce9\x00" + 2000 * "x")
+    eventually(lambda: server.beats and server.beats[-1]["note"] == "caf?" + 996 * "x")
+    assert registration.state is State.REGISTERED
+
+
 def test_the_worst_of_checks_and_report_counts(push: Callable[..., Registration], server: PushServer) -> None:
     with HealthServer() as module:
         registration = push(
