@@ -51,6 +51,10 @@ def address_fault(text: object) -> str | None:
         address = ip_address(text)
     except ValueError:
         return _host_fault(text)
+    if "%" in text:
+        return (
+            f"{text} names an interface, which only this machine knows: give an address that others can use"
+        )
     if address.is_unspecified:
         return f"{text} is where a server listens, not where it is found: give the address that others use"
     return None
@@ -132,7 +136,10 @@ def _pair_fault(key: object, value: object) -> str | None:
         return f"key {key!r}: Consul keeps the prefix {_RESERVED_META_PREFIX!r} for itself"
     if len(key) > MAX_META_KEY:
         return f"key {key!r} has {len(key)} characters, but Consul takes {MAX_META_KEY}"
-    if len(value.encode(errors="surrogatepass")) > MAX_META_VALUE:
-        size = len(value.encode(errors="surrogatepass"))
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        return f"value of {key!r} holds half a character (got {value!r}): was it text in another encoding?"
+    if size > MAX_META_VALUE:
         return f"value of {key!r} has {size} bytes, but Consul takes {MAX_META_VALUE}"
     return None

@@ -51,6 +51,7 @@ def test_an_address_is_accepted(address: str) -> None:
     [
         pytest.param("0.0.0.0", "where a server listens", id="any IPv4"),
         pytest.param("::", "where a server listens", id="any IPv6"),
+        pytest.param("fe80::1%eth0", "names an interface", id="IPv6 with an interface"),
         pytest.param("http://db", "neither an IP address nor a host name", id="scheme"),
         pytest.param("db:80", "neither an IP address nor a host name", id="port"),
         pytest.param("[::1]", "neither an IP address nor a host name", id="brackets"),
@@ -114,6 +115,7 @@ def test_meta_within_consuls_limits_is_accepted() -> None:
         pytest.param({"k": "v" * 513}, "513 bytes, but Consul takes 512", id="long value"),
         pytest.param({"k": "é" * 257}, "514 bytes", id="bytes count, not characters"),
         pytest.param({"k": 1}, "is not a text with a text", id="number"),
+        pytest.param({"k": "caf\udce9"}, "half a character", id="half a character"),
         pytest.param("k=v", "give a mapping", id="text"),
     ],
 )
