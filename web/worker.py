@@ -50,8 +50,9 @@ class WaitingWorker(QuickWorker):
         result = None if fs.cancelled() or fs.exception() else fs.result()
         if isinstance(result, Detached):
             self.nr_conns -= 1
-            self._hub = result.hub
             result.hold(conn.sock, partial(self._give_back, conn))
+            # Not before it holds the first: a hub that is told to end with nobody waiting takes nobody.
+            self._hub = result.hub
         else:
             super().finish_request(conn, fs)
 

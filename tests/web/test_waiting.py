@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from gunicorn.config import Config  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from prometheus_client import REGISTRY
 from werkzeug.test import TestResponse
 
@@ -25,8 +31,10 @@ from web import backend
 from web.waiting import streams
 from web.waiting.answer import Protocol
 from web.waiting.hub import Hub
+from web.waiting.middleware import Detached
 from web.waiting.question import Question
 from web.waiting.tail import EventFilter
+from web.worker import WaitingWorker
 
 API = "/api/v1"
 STREAM = {"Accept": "text/event-stream"}
@@ -229,6 +237,32 @@ def test_all_are_answered_when_the_process_ends(cache: Cache, make_app: Callable
     app.extensions["lictor"].close()
     assert asking.answer().status_code == 200
     assert client.get(f"{API}/modules?index={index}&wait=10m").status_code == 200
+
+
+def test_who_comes_to_wait_as_the_worker_is_told_to_end_is_answered(
+    cache: Cache, client: FlaskClient
+) -> None:
+    index = cache.module("financial")
+    app, configuration = client.application, Config()
+    worker = WaitingWorker(0, os.getpid(), [], None, 60, configuration, Logger(configuration))
+    worker.method_queue.init()
+    hub = Hub(backend.of(app))
+    environ = app.test_request_context(f"{API}/modules/financial").request.environ
+
+    def hold(sock: socket.socket, give_back: Callable[[], None]) -> None:
+        # At this very moment, between two steps of the worker's.
+        worker.handle_exit(signal.SIGTERM, None)
+        question, protocol = Question(app.wsgi_app, environ), Protocol("HTTP/1.1", keeps_alive=True)
+        hub.wait(sock, question, index=index, seconds=60, protocol=protocol, give_back=give_back)
+
+    done: Future[Detached] = Future()
+    done.set_result(Detached(hub, hold))
+    ours, theirs = socket.socketpair()
+    with ours, closing(worker.tmp):
+        worker.finish_request(SimpleNamespace(sock=theirs), done)
+        # As the worker does when its loop has ended.
+        hub.end()
+        assert ours.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
 
 
 def blocks(answer: TestResponse, count: int) -> list[str]:
