@@ -11,6 +11,8 @@ from web.cli.finding import Finding, fail, ok, warn
 from web.settings import UNIX, Settings
 
 _LIMIT = 3.0
+# As much as is read of what may be no answer of Lictor's, in bytes.
+_ENOUGH = 4096
 # What a process holds open besides the connections to modules: database, Consul, logs, clients.
 _OTHER_FILES = 200
 _COMFORTABLE_FILES = 4096
@@ -42,7 +44,7 @@ def _web_server(settings: Settings) -> Finding:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         server = answer.getheader("Content-Type", "")
-        answer.read(_COMFORTABLE_FILES)
+        answer.read(_ENOUGH)
     except (ConnectionRefusedError, FileNotFoundError):
         return warn("web server", f"nobody listens on {settings.bind}", "run `lictor serve` or `lictor up`")
     except (OSError, http.client.HTTPException) as exc:

@@ -9,7 +9,7 @@ import click
 from web.cli.cache import opened_database, unknown_module
 from web.cli.epilog import epilog
 from web.cli.failures import Failure
-from web.cli.output import plain, show_json
+from web.cli.output import counted, plain, show_json
 
 
 @click.command(epilog=epilog("lictor forget financial"))
@@ -35,10 +35,6 @@ def forget(name: str, as_json: bool) -> None:
         show_json({"name": name, **asdict(forgotten)})
     else:
         click.echo(
-            f"{plain(name)} is forgotten, with {_number(forgotten.manifests, 'manifest')} and "
-            f"{_number(forgotten.tombstones, 'tombstone')}."
+            f"{plain(name)} is forgotten, with {counted(forgotten.manifests, 'manifest')} and "
+            f"{counted(forgotten.tombstones, 'tombstone')}."
         )
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
