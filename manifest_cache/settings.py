@@ -149,7 +149,8 @@ class CacheSettings(DiscoverySettings):
         if not separator or scheme not in {"sqlite", "postgresql", "postgres", "postgresql+psycopg"}:
             raise ValueError("must begin with sqlite:/// or postgresql://")
         url = url if scheme == "sqlite" else f"postgresql+psycopg://{rest}"
-        if _database_of(url) in (None, "", ":memory:") and scheme == "sqlite":
+        database = _database_of(url) or ""
+        if scheme == "sqlite" and (database in ("", ":memory:") or database.startswith("file:")):
             raise ValueError("must name a file, such as sqlite:///lictor.db: several processes share it")
         return url
 

@@ -37,6 +37,7 @@ def test_a_path_at_which_no_manifest_can_be(path: str) -> None:
         ("sqlite://", "must name a file"),
         ("sqlite:///", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),
+        ("sqlite:///file:lictor.db?uri=true", "must name a file"),
     ],
 )
 def test_a_database_that_cannot_be(url: str, advice: str) -> None:
