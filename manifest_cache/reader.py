@@ -240,13 +240,13 @@ def _where(wanted: ModuleFilter, after: str | None = None) -> tuple[str, list[st
 _TITLE = "coalesce(title, '')"
 _CONTAINS = "lower({}) LIKE ? ESCAPE '/'"
 _HOLDS_AS_IT_IS = f"{_TITLE} LIKE ? ESCAPE '/'"
-# Whether a JSON list of strings holds one: the same text on every database.
-_LISTED = "CAST({} AS VARCHAR) LIKE ? ESCAPE '/'"
+# Whether a JSON list of strings holds one, the same text on every database: LIKE takes any case on SQLite.
+_LISTED = "replace(CAST({0} AS VARCHAR), ?, '') <> CAST({0} AS VARCHAR)"
 
 
 def _listed(item: str) -> str:
     # Within a JSON text a quotation mark that belongs to a string is escaped, so this matches whole items.
-    return _part(json.dumps(item))
+    return json.dumps(item)
 
 
 def _part(text: str) -> str:
