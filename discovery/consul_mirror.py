@@ -51,6 +51,7 @@ class Mirror:
         self.names: dict[str, tuple[str, ...]] = {}
         self._tag = tag
         self._known: dict[str, dict[InstanceKey, _Known]] = {}
+        # By nodes in lower case, as checks are: to Consul a node that is written otherwise is the same.
         self._on_node: dict[str, set[InstanceKey]] = {}
         self._checks: dict[Health, dict[tuple[str, str], frozenset[str]]] = {}
         self._index: dict[Health, int] = {}
@@ -76,7 +77,8 @@ class Mirror:
 
         None before `catalog/nodes` was answered, and none where Consul cannot be asked for one of them.
         """
-        nodes = self._addresses.keys() | self._on_node.keys() if self._addresses else set()
+        known = {next(iter(keys)).node for keys in self._on_node.values()}
+        nodes = self._addresses.keys() | known if self._addresses else set()
         return set() if any(map(asking_fault, nodes)) else nodes
 
     def instances(self) -> list[ServiceInstance]:
@@ -119,7 +121,7 @@ class Mirror:
             if known and self._is_taken(known) and known.instance.module in self.names:
                 key = known.instance.key
                 self._known.setdefault(key.module, {})[key] = known
-                self._on_node.setdefault(key.node, set()).add(key)
+                self._on_node.setdefault(key.node.lower(), set()).add(key)
 
     def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
         """Takes an answer of `health/state/any`.
@@ -150,7 +152,7 @@ class Mirror:
         known = self._known.get(name, {})
         found = self._known[name] = self._instances_of(name, entries, index)
         for key in found:
-            self._on_node.setdefault(key.node, set()).add(key)
+            self._on_node.setdefault(key.node.lower(), set()).add(key)
             self._ahead.add(key)
         gone = [key for key in known if key not in found]
         self._drop(gone)
@@ -219,9 +221,8 @@ class Mirror:
 
     def differing_on_node(self, node: str, services: Iterable[Any]) -> set[str]:
         """The modules of which an answer of `catalog/node/NODE` tells that a service was written, or went."""
-        known = {
-            (key.module, key.id, self._known[key.module][key].written) for key in self._on_node.get(node, ())
-        }
+        on_node = self._on_node.get(node.lower(), ())
+        known = {(key.module, key.id, self._known[key.module][key].written) for key in on_node}
         told = {
             (_text(service.get("Service")), _text(service.get("ID")), int(service.get("ModifyIndex") or 0))
             for service in services
@@ -333,7 +334,8 @@ class Mirror:
     def _check_ids(self, known: _Known, state: Health) -> frozenset[str]:
         checks = self._checks.get(state, {})
         key = known.instance.key
-        return checks.get((key.node, key.id), frozenset()) | checks.get((key.node, ""), frozenset())
+        node = key.node.lower()
+        return checks.get((node, key.id), frozenset()) | checks.get((node, ""), frozenset())
 
     def _forget(self, name: str) -> list[InstanceKey]:
         gone = list(self._known.pop(name, {}))
@@ -344,9 +346,10 @@ class Mirror:
         for key in keys:
             self._told.pop(key, None)
             self._ahead.discard(key)
-            self._on_node[key.node].discard(key)
-            if not self._on_node[key.node]:
-                del self._on_node[key.node]
+            node = key.node.lower()
+            self._on_node[node].discard(key)
+            if not self._on_node[node]:
+                del self._on_node[node]
 
 
 def _first(found: Mapping[InstanceKey, _Known]) -> ServiceInstance | None:
@@ -413,10 +416,10 @@ def _is_same(one: _Known | None, other: _Known | None) -> bool:
 
 
 def _by_place(checks: Iterable[Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """The ids of checks by their node and service; those of a node have no service."""
+    """The ids of checks by their node, in lower case, and service; those of a node have no service."""
     grouped: dict[tuple[str, str], set[str]] = {}
     for check in checks:
-        where = (_text(check.get("Node")), _text(check.get("ServiceID")))
+        where = (_text(check.get("Node")).lower(), _text(check.get("ServiceID")))
         grouped.setdefault(where, set()).add(_text(check.get("CheckID")))
     return {where: frozenset(ids) for where, ids in grouped.items()}
 

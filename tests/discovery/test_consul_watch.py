@@ -278,6 +278,35 @@ def test_two_modules_whose_names_differ_by_case_only(
     client.deregister(f"{name}-2")
 
 
+def test_a_node_whose_name_is_written_otherwise_keeps_its_checks(
+    consul_server: Callable[..., ConsulServer],
+) -> None:
+    """To Consul it is the same node: its instances are told under the new name, its checks under the old."""
+    server = consul_server()
+
+    def place(node: str) -> dict[str, Any]:
+        return {"Node": node, "Address": "127.0.0.9"}
+
+    def check(node: str, number: int, status: str) -> Call[Any]:
+        said = {"Node": node, "CheckID": f"c-{number}", "Name": "c", "ServiceID": f"m-{number}"}
+        return put_json("/v1/catalog/register", {**place(node), "Check": {**said, "Status": status}})
+
+    with server.client() as client:
+        for number in range(4):
+            client.send(catalog(f"m-{number}", "one"))
+            client.send(check("one", number, "critical"))
+        client.send(put_json("/v1/catalog/register", place("ONE")))
+        with Watching(ConsulWatcher(server.config())) as watching:
+            eventually(lambda: watching.updates)
+            assert {key.node for key in watching.instances} == {"ONE"}
+            assert {one.health for one in watching.instances.values()} == {Health.CRITICAL}
+            client.send(check("one", 0, "warning"))
+            health_is(watching, "m-0", "m-0", Health.WARNING)
+            client.send(check("ONE", 0, "passing"))
+            health_is(watching, "m-0", "m-0", Health.PASSING)
+            assert {watching.of(name)[name].health for name in ("m-1", "m-2", "m-3")} == {Health.CRITICAL}
+
+
 ODD_NAMES = ["a//b", "/a", "..", "a/../b", "nul\x00", "line\nfeed", "l" * 70_000]
 
 
