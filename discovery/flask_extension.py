@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from functools import wraps
 from typing import Any
+from urllib.parse import unquote
 
 import click
 from flask import Flask, Response, request
@@ -107,7 +108,9 @@ def _serve_health(app: Flask, registration: Registration) -> None:
         _add_route(app, path, f"lictor_health_{number}", serve)
 
 
-def _add_route(app: Flask, path: str, endpoint: str, view: Any) -> None:
+def _add_route(app: Flask, asked: str, endpoint: str, view: Any) -> None:
+    # As the application sees it: without the query, and with what is quoted in a URL as it is.
+    path = unquote(asked.partition("?")[0])
     if not any(rule.rule == path for rule in app.url_map.iter_rules()):
         app.add_url_rule(path, endpoint, view)
 

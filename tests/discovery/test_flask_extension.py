@@ -248,6 +248,21 @@ def test_the_manifest_is_served_as_its_digest_says(app: Flask) -> None:
     assert (again.status_code, again.data) == (304, b"")
 
 
+def test_what_is_asked_with_a_query_or_in_quotes_is_served(app: Flask) -> None:
+    place, check = "/about%20us?v=1", HTTPCheck("/health?full=1")
+    Lictor(
+        app,
+        name="financial",
+        port=8001,
+        manifest=MANIFEST,
+        manifest_path=place,
+        check=check,
+        serve_health=True,
+    )
+    assert app.test_client().get(place).json == MANIFEST
+    assert app.test_client().get(check.path).json == {"status": "passing"}
+
+
 def test_the_health_path_is_served_where_that_is_asked_for(app: Flask) -> None:
     Lictor(app, name="financial", port=8001, serve_health=True)
     assert app.test_client().get("/health").json == {"status": "passing"}
