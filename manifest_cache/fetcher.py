@@ -119,8 +119,10 @@ class ManifestFetcher:
         """
         try:
             result = await self._fetch(instance, etag)
-        except ManifestError as error:
-            metrics.FETCHES.labels(error.type).inc()
+        except Exception as error:
+            # The word by which the instance tells of it, too.
+            type_ = error.type if isinstance(error, ManifestError) else "internal-error"
+            metrics.FETCHES.labels(type_).inc()
             raise
         metrics.FETCHES.labels("fetched" if isinstance(result, Fetched) else "unchanged").inc()
         return result

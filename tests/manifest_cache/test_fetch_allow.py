@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from prometheus_client import REGISTRY
 
 from discovery.errors import ConfigError
 from manifest_cache.errors import FetchFailed
@@ -146,6 +147,22 @@ async def test_a_name_of_which_no_address_is_allowed() -> None:
     assert caught.value.type == "not-allowed"
     assert "169.254.169.254 is a link-local address" in caught.value.detail
     assert "8.8.8.8 is in none" in caught.value.detail
+
+
+@pytest.mark.anyio
+async def test_a_fetch_that_fails_by_our_own_fault_is_counted_too() -> None:
+    async def odd(name: str) -> Sequence[str]:
+        raise LookupError(name)
+
+    def counted() -> float:
+        labels = {"outcome": "internal-error"}
+        return REGISTRY.get_sample_value("lictor_manifest_fetches_total", labels) or 0.0
+
+    before = counted()
+    async with ManifestFetcher(FetchConfig(), odd) as fetcher:
+        with ManifestServer() as server, pytest.raises(LookupError):
+            await fetcher.fetch(server.instance(address="orders.example"))
+    assert counted() == before + 1
 
 
 def test_a_name_server_that_hangs_keeps_nothing_waiting() -> None:
