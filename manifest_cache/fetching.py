@@ -29,6 +29,8 @@ _GATHERING = 0.15
 _CAUTION = 5
 # So long the schedule is not read again while there is more to fetch than there are places for.
 _BUSY_PAUSE = 0.2
+# Whoever waits for what made a fetch due is answered first, where a manifest is known already.
+_BEHIND_READERS = 0.01
 # What the schedule is read for can wait until what is known already has been begun.
 _BEHIND_OWN = 0.01
 
@@ -59,6 +61,17 @@ class Fetching:
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._write_outcomes(), name="write outcomes")
             self._group.create_task(self._read_schedule(), name="read the schedule")
+
+    def begin_due(self, jobs: Sequence[FetchJob]) -> None:
+        """Takes jobs that a change made due: at once those of which nothing is known yet."""
+        asked_again = [job for job in jobs if job.has_manifest]
+        self.begin([job for job in jobs if not job.has_manifest])
+        if asked_again:
+            self._group.create_task(self._begin_behind_readers(asked_again), name="begin behind readers")
+
+    async def _begin_behind_readers(self, jobs: Sequence[FetchJob]) -> None:
+        await asyncio.sleep(_BEHIND_READERS)
+        self.begin(jobs)
 
     def begin(self, jobs: Sequence[FetchJob]) -> None:
         """Takes jobs, as many as there is room for; the schedule holds the others."""

@@ -28,7 +28,7 @@ class FetchJob:
     """An instance whose manifest is to be fetched, as it stood when the job was made.
 
     `etag` is what it sent with the manifest known of it, None if there is none; `due_at` is when it
-    fell due.
+    fell due. Whether it `has_manifest`: then nobody waits for what is fetched.
     """
 
     source: str
@@ -36,6 +36,7 @@ class FetchJob:
     due_at: datetime | None
     instance: ServiceInstance
     etag: str | None
+    has_manifest: bool
     key: tuple[str, InstanceKey] = field(init=False)
     """What tells it from the jobs of other instances."""
 
@@ -225,9 +226,9 @@ def _is_asked_again(row: Instance, job: FetchJob, now: datetime) -> bool:
 
 
 def _job(row: Instance) -> FetchJob:
-    return FetchJob(
-        row.source, row.generation, row.fetch_at, _instance(row), row.etag if row.digest else None
-    )
+    has_manifest = row.digest is not None
+    etag = row.etag if has_manifest else None
+    return FetchJob(row.source, row.generation, row.fetch_at, _instance(row), etag, has_manifest)
 
 
 def _instance(row: Instance) -> ServiceInstance:

@@ -157,7 +157,7 @@ class Term:
                 applied = await self._patiently("write changes", self._store.apply, portion)
                 STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
-                self._fetching.begin(applied.due)
+                self._fetching.begin_due(applied.due)
 
     async def _next_updates(self) -> tuple[float, list[Update]]:
         """What registries told, as far as it is believed, or what is believed now without new word.
