@@ -120,10 +120,22 @@ class _Table(Generic[Row]):
         return cast(Row, found)
 
 
+class _Unmapped:
+    """A row as plain values; equal to another one that has the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        )
+
+
 def _unmapped(model: type[SQLModel]) -> type[Any]:
     """A class whose objects have a row's attributes and properties, without what notes changes of them."""
     properties = {name: member for name, member in vars(model).items() if isinstance(member, property)}
-    return type(model.__name__, (), {**properties, "model_fields": model.model_fields})
+    return type(model.__name__, (_Unmapped,), {**properties, "model_fields": model.model_fields})
 
 
 def reader(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
