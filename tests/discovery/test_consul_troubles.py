@@ -226,8 +226,8 @@ def test_a_consul_that_stands_still_is_lost(consul_server: Callable[..., ConsulS
 @pytest.mark.anyio
 async def test_whoever_waits_for_a_connection_does_not_take_consul_for_lost(proxy: ConsulProxy) -> None:
     """Each answer comes in time; that others of the same watch ask as well is no fault of Consul's."""
-    proxy.meddle = lambda asked: time.sleep(0.7)
-    async with AsyncConsulClient(proxy.config(timeout=1.0), max_connections=1) as client:
+    proxy.meddle = lambda asked: time.sleep(0.9)
+    async with AsyncConsulClient(proxy.config(timeout=1.6), max_connections=1) as client:
         queries = Queries(client, connections=1, datacenter=None, max_staleness=10, margin=60)
         asking = (queries.read("/v1/catalog/nodes") for _ in range(5))
         answers = await asyncio.gather(*asking)
