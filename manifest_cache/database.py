@@ -186,10 +186,6 @@ class Database:
         connection = self._engine.raw_connection()
         try:
             yield connection
-        except error as exc:
-            # Whoever comes next is to have one that is sound.
-            connection.invalidate(exc)
-            raise
         finally:
             _give_back(connection, error)
 
@@ -343,7 +339,7 @@ def _take_turn(cursor: Any, *, is_sqlite: bool) -> None:
 
 
 def _give_back(connection: PoolProxiedConnection, error: type[Exception]) -> None:
-    """Ends the transaction too. All was read by then, so the next one to read hears of a server that went."""
+    """Ends the transaction too. A connection that cannot do that is kept for nobody."""
     try:
         if connection.is_valid:
             connection.rollback()

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 
 # So long, in seconds, one is waited for where all are in use.
 _PATIENCE = 30.0
+# What is no fault of the connection. On a full disk there may be no other one.
+_HARMLESS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CONSTRAINT)
+# The bits of an extended code that tell the kind.
+_KIND = 0xFF
 
 
 class KeptConnections:
@@ -40,9 +44,12 @@ class KeptConnections:
             try:
                 yield connection
                 connection.rollback()
-            except sqlite3.Error:
-                # Whoever comes next is to have one that is sound.
-                connection.close()
+            except sqlite3.Error as exc:
+                if getattr(exc, "sqlite_errorcode", 0) & _KIND in _HARMLESS:
+                    self._put_back(connection)
+                else:
+                    # Whoever comes next is to have one that is sound.
+                    connection.close()
                 raise
             except BaseException:
                 self._put_back(connection)

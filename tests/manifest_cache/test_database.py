@@ -241,9 +241,11 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
         ServiceInstance(module=f"m{n}", id=str(n), address="::1", meta={"a": "b" * 500}) for n in range(500)
     ]
     full = Change(source="consul", present=tuple(many))
-    with pytest.raises(StoreUnavailable, match="full"):
-        Store(database, CacheSettings()).apply([full])
-    assert Reader(database).index() == index
+    for _ in range(2):
+        # The second time on the same connection: on a full disk there may be no new one.
+        with pytest.raises(StoreUnavailable, match="full"):
+            Store(database, CacheSettings()).apply([full])
+        assert Reader(database).index() == index
     database.close()
 
 
