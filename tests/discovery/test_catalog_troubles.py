@@ -122,12 +122,12 @@ def test_only_the_first_read_waits_for_a_lictor_that_hangs(
 ) -> None:
     monkeypatch.setattr("discovery.catalog_feed._TIMEOUT", 60.0)
     server.routes[MODULES] = silence
-    with Catalog(url_of(server), timeout=0.5) as catalog:
+    with Catalog(url_of(server), timeout=1.0) as catalog:
         begun = time.monotonic()
-        for _ in range(20):
+        for _ in range(50):
             with pytest.raises(RegistryUnavailable, match="nothing is known"):
                 catalog.modules()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
 
 
 def test_one_that_does_not_wait_ends_with_its_context(server: ManifestServer) -> None:

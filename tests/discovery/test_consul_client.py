@@ -483,7 +483,7 @@ def test_a_server_that_hangs(connect: Connect, scripted_consul: ScriptedConsul) 
         began = time.monotonic()
         with pytest.raises(RegistryUnavailable, match=r"no answer within 0.3 s"):
             ask()
-        assert 0.25 < time.monotonic() - began < 5
+        assert 0.25 < time.monotonic() - began < 20
 
 
 def test_a_server_that_hangs_in_a_blocking_query(connect: Connect, scripted_consul: ScriptedConsul) -> None:
@@ -498,7 +498,7 @@ def test_a_server_that_hangs_in_a_blocking_query(connect: Connect, scripted_cons
         began = time.monotonic()
         with pytest.raises(RegistryUnavailable, match=r"no answer within 0.44 s"):
             ask()
-        assert 0.4 < time.monotonic() - began < 5
+        assert 0.4 < time.monotonic() - began < 20
 
 
 def test_index_zero_does_not_block_so_it_is_not_awaited_either(
@@ -700,7 +700,7 @@ def test_a_blocking_query_is_woken(connect: Connect, consul: RunningConsul, name
         changing.start()
         began = time.monotonic()
         after = client.health_service(name, index=before.index, wait=30)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
         changing.join()
         other.deregister(name)
     assert after.index > before.index
@@ -713,7 +713,7 @@ def test_a_blocking_query_ends_by_itself(connect: Connect, consul: RunningConsul
     before = client.health_service(name)
     began = time.monotonic()
     after = client.health_service(name, index=before.index, wait=1)
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
     assert (after.index, after.data) == (before.index, [])
 
 

@@ -463,11 +463,11 @@ def test_faults_within_another_document_have_no_place() -> None:
     ],
 )
 def test_a_mebibyte_of_faults_takes_bounded_time_and_makes_a_short_report(raw: str) -> None:
-    started = time.monotonic()
+    used = time.thread_time()
 
     faults = faults_of(raw)
 
-    assert time.monotonic() - started < 15
+    assert time.thread_time() - used < 15
     assert 0 < len(faults) <= 100
     assert all(len(str(fault)) < 400 for fault in faults)
 
