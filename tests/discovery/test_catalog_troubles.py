@@ -26,7 +26,9 @@ MODULES, EVENTS, LOOKUP = (f"/api/v1/{path}" for path in ("modules", "events", "
 
 
 def json_answer(said: Any) -> Behaviour:
-    return answer(json.dumps(said), headers={"Content-Type": "application/json", "X-Lictor-Index": "5"})
+    # The server does, and a client that is not told may ask once more over the same connection.
+    headers = {"Content-Type": "application/json", "X-Lictor-Index": "5", "Connection": "close"}
+    return answer(json.dumps(said), headers=headers)
 
 
 NOTHING = json_answer({"items": [], "next": None, "index": 5})
