@@ -336,13 +336,31 @@ def test_after_quiet_there_is_next_to_no_floor() -> None:
     assert Floor(spacing=0.025).after(60, busy=0.6, size=4_000_000) < 0.005
 
 
-def test_the_floor_makes_up_for_what_a_round_cost() -> None:
+def test_the_floor_bounds_what_comes_in() -> None:
+    assert Floor().after(0.010, busy=0.002, size=1_000_000) == pytest.approx(0.09)
+    assert 1 <= Floor().after(0.001, busy=0.03, size=100_000_000) <= 2, "however large an answer is"
+
+
+def test_the_floor_makes_up_for_work_without_a_break() -> None:
     floor = Floor()
-    assert floor.after(0.020, busy=0.006, size=100) < 0.005, "it was idle for more than half of the time"
-    assert floor.after(0.006, busy=0.006, size=100) == pytest.approx(0.006)
-    assert floor.after(0.010, busy=0.002, size=1_000_000) == pytest.approx(0.09)
-    assert 1 <= floor.after(0.001, busy=0.03, size=100_000_000) <= 2, "however large an answer is"
-    assert floor.after(10, busy=15, size=100) <= 0.1, "whatever else the process does"
+    pauses = [floor.after(0.010, busy=0.010, size=100) for _ in range(40)]
+    assert max(pauses[:5]) < 0.005, "a few changes are taken as they come"
+    worked, passed = 20 * 0.010, 20 * 0.010 + sum(pauses[20:])
+    assert worked / passed == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_floor_forgets_what_it_was_idle_after() -> None:
+    floor = Floor()
+    for _ in range(40):
+        floor.after(0.010, busy=0.010, size=100)
+    floor.after(1.0, busy=0.010, size=100)
+    assert floor.after(0.010, busy=0.010, size=100) < 0.005
+
+
+def test_the_floor_is_short_whatever_the_process_does() -> None:
+    floor = Floor()
+    assert floor.after(10, busy=15, size=100) <= 0.1
+    assert floor.after(1, busy=0.01, size=100) < 0.005
 
 
 def test_the_floor_keeps_its_spacing() -> None:
