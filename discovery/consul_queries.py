@@ -32,7 +32,8 @@ _SHORTEST_FLOOR = 0.004
 _LONGEST_FLOOR = 2.0
 # Whatever else the process is busy with delays no watch by more than this, in seconds.
 _LONGEST_FOR_WORK = 0.1
-# So much of a processor's time, in seconds, may be spent at once before it is made up for.
+# The share of a core that work which goes on and on may take, and how many seconds of it may be more.
+_SHARE = 0.75
 _BURST = 0.05
 # From one query to the next, in seconds, where its answer told no news.
 _NO_NEWS = 0.025
@@ -238,15 +239,15 @@ class Floor:
 
     After quiet there is next to none, and a few changes that come at once are each taken as they
     come. While answers come without a break it makes up for what they cost: so that the work takes no
-    more than half of a core, and no more than a few megabytes a second come in. Changes are then
-    taken together rather than fallen behind of. `spacing` is the least time from one query to the
+    more than three quarters of a core, and no more than a few megabytes a second come in. Changes are
+    then taken together rather than fallen behind of. `spacing` is the least time from one query to the
     next, in seconds.
     """
 
     def __init__(self, spacing: float = 0.0) -> None:
         self._spacing = spacing
         self._pause = 0.0
-        # By how much the work of the last rounds was more than half of their time.
+        # By how much the work of the last rounds was more than its share of their time.
         self._excess = 0.0
 
     def after(self, took: float, *, busy: float, size: int, moved: bool = True) -> float:
@@ -256,9 +257,9 @@ class Floor:
         whether the index is another than that one's.
         """
         spacing = self._spacing if moved else max(self._spacing, _NO_NEWS)
-        excess = self._excess + busy - (self._pause + took) / 2
-        self._excess = min(max(0.0, excess), _BURST + _LONGEST_FOR_WORK / 2)
-        at_work = 2 * (self._excess - _BURST)
+        excess = self._excess + busy - _SHARE * (self._pause + took)
+        self._excess = min(max(0.0, excess), _BURST + _SHARE * _LONGEST_FOR_WORK)
+        at_work = (self._excess - _BURST) / _SHARE
         pause = max(_SHORTEST_FLOOR, at_work, spacing - took, size / _INFLOW - took)
         self._pause = min(pause, _LONGEST_FLOOR)
         return self._pause

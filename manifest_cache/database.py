@@ -18,9 +18,9 @@ from sqlmodel import Session, SQLModel
 from discovery import tracing
 from manifest_cache import commit_signal, glance, schema
 from manifest_cache.glance import COMMIT_NOTICE, WRITER_LOCK
-from manifest_cache.kept_connections import KeptConnections
 from manifest_cache.models import utc_now
 from manifest_cache.rows import Reading, Writing
+from manifest_cache.sqlite_connections import SqliteConnections
 from manifest_cache.statements import statements
 
 BUSY_TIMEOUT = 5.0
@@ -79,7 +79,7 @@ class Database:
         if self.is_sqlite:
             self._engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT}, **pool)
             event.listen(self._engine, "connect", _prepare_sqlite)
-            self._kept = KeptConnections(self._connect_apart, connections, kept)
+            self._kept = SqliteConnections(self._connect_apart, connections, kept)
         else:
             self._engine = create_engine(
                 self.url,

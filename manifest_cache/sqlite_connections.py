@@ -20,7 +20,7 @@ _HARMLESS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sq
 _KIND = 0xFF
 
 
-class KeptConnections:
+class SqliteConnections:
     """At most `most` are open at once, and `kept` while nobody uses them; for any number of threads."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], most: int, kept: int) -> None:
