@@ -189,9 +189,10 @@ class PushAnnouncer:
         token = self._token
         if self._token_file is not None:
             # Read anew each time, so that a token can be replaced while the module runs.
-            if found := token_faults("", self._token_file):
-                raise PermissionDenied(found[0])
-            token = self._token_file.read_text().strip()
+            try:
+                token = _token_in(self._token_file)
+            except ValueError as exc:
+                raise PermissionDenied(str(exc)) from exc
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -234,23 +235,29 @@ def token_faults(token: str, file: Path | None) -> list[str]:
     """Why these are no token, or no file with one. The token itself is not quoted: this goes to logs."""
     if not _fits_header(token):
         return [f"token: {_NO_HEADER}"]
-    if file is None:
-        return []
     try:
+        if file is not None:
+            _token_in(file)
+    except ValueError as exc:
+        return [str(exc)]
+    return []
+
+
+def _token_in(file: Path) -> str:
+    """The token that a file holds. Raises ValueError, which says why that is none."""
+    where = "token_file (LICTOR_PUSH_TOKEN_FILE):"
+    try:
+        # Once: another may be put into its place at any time.
         held = file.read_text().strip()
     except OSError as exc:
-        return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} cannot be read: {exc.strerror or exc}"]
+        raise ValueError(f"{where} {file} cannot be read: {exc.strerror or exc}") from None
     except UnicodeDecodeError:
-        return [
-            f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} does not hold text: put the token alone into it"
-        ]
+        raise ValueError(f"{where} {file} does not hold text: put the token alone into it") from None
     if not held:
-        return [f"token_file (LICTOR_PUSH_TOKEN_FILE): {file} is empty"]
-    return (
-        []
-        if _fits_header(held)
-        else [f"token_file (LICTOR_PUSH_TOKEN_FILE): the token in {file} {_NO_HEADER}"]
-    )
+        raise ValueError(f"{where} {file} is empty")
+    if not _fits_header(held):
+        raise ValueError(f"{where} the token in {file} {_NO_HEADER}")
+    return held
 
 
 def _fits_header(token: str) -> bool:

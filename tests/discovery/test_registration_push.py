@@ -296,7 +296,9 @@ def test_a_token_that_cannot_be_sent_is_told_and_not_shown(
     server.heartbeat_interval = 0.1
     registration = push(token_file=file)
     assert registration.wait_registered(10)
-    file.write_text(token)
+    # At once: one that is written bit by bit may be read, and sent, before it is whole.
+    (tmp_path / "new").write_text(token)
+    (tmp_path / "new").replace(file)
     eventually(lambda: registration.state is State.REJECTED)
     assert "token_file" in registration.reason
     assert "geheim" not in registration.reason + caplog.text
