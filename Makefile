@@ -6,6 +6,9 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 export PYTHON
+# Python 3.11 parses the line of each traceback to mark the place in it, and ends a parse that is under way
+# with a SystemError: pytest's of a test module, where a finalizer's fault is told in the midst of it.
+export PYTHONNODEBUGRANGES := 1
 ARGS ?=
 python := .venv/bin/python
 
