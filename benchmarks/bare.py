@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.stage import HOST
-from discovery.http_exchange import connect
+from discovery.http.exchange import connect
 
 IN_FLIGHT = 50
 

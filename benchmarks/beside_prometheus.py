@@ -33,7 +33,7 @@ from benchmarks.stage import (
     table,
     wait_for_instances,
 )
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE = 20.0

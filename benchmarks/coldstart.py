@@ -26,7 +26,7 @@ from benchmarks.bare import Get, over_aiohttp, over_own_client, over_streams, ti
 from benchmarks.farm import Farm, digest
 from benchmarks.filled import wait_for_manifests, wait_for_source
 from benchmarks.stage import Consul, Platform, lictor, module_of, processor_seconds, table
-from manifest_cache.database import Database
+from manifest_cache.storage.database import Database
 
 _STREAMS, _CLIENT, _AIOHTTP = "asyncio streams", "Lictor's client", "aiohttp"
 _LICTOR, _OF_NOTHING = "Lictor", "Lictor, nothing registered"

@@ -28,7 +28,7 @@ from benchmarks.bare import IN_FLIGHT, Get, Taken, over_aiohttp, over_own_client
 from benchmarks.farm import Farm
 from benchmarks.filled import Filled, instance_of
 from benchmarks.stage import table
-from manifest_cache.fetcher import FetchConfig, Fetched, ManifestFetcher
+from manifest_cache.fetch.fetcher import FetchConfig, Fetched, ManifestFetcher
 
 _STREAMS, _CLIENT, _AIOHTTP = "asyncio streams, alone", "Lictor's client, alone", "aiohttp, alone"
 _PEERS = (_STREAMS, _CLIENT, _AIOHTTP)

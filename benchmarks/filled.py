@@ -12,10 +12,10 @@ from sqlmodel import col, select
 from benchmarks.bare import Taken
 from benchmarks.stage import HOST, PATIENCE
 from discovery.base import Change, ServiceInstance
-from manifest_cache.database import Database
-from manifest_cache.models import Instance
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Instance
 from manifest_cache.sync import Synchronizer
 
 

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discovery.base import Change, Health, ServiceInstance
-from discovery.consul_agent import DevAgent, find_consul
-from manifest_cache.database import Database
-from manifest_cache.fetcher import Fetched
+from discovery.consul.dev_agent import DevAgent, find_consul
+from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.ingest.store import Store
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from discovery.consul_agent import find_consul, free_ports
+from discovery.consul.dev_agent import find_consul, free_ports
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0

@@ -32,8 +32,8 @@ from benchmarks.stage import (
     processor_seconds,
     table,
 )
-from manifest_cache.database import Database
-from manifest_cache.reader import Reader
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.reader import Reader
 
 _HEAD = (
     *("instances", "changes", "synchronizer", "a change", "Consul for it"),

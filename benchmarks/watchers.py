@@ -38,10 +38,10 @@ from typing import NamedTuple
 
 from benchmarks.stage import HOST, PATIENCE, database, lictor, table
 from discovery.base import Change, Health, ServiceInstance
-from discovery.consul_agent import free_ports
-from manifest_cache.database import Database
+from discovery.consul.dev_agent import free_ports
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
 
 SPAWN = multiprocessing.get_context("spawn")
 EVENTS = "/api/v1/events"

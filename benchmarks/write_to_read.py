@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 
 from benchmarks.stage import PATIENCE, Client, database, lictor, percentile, table
 from discovery.base import Change, Health, ServiceInstance
-from manifest_cache.database import Database
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
 
 SPAWN = multiprocessing.get_context("spawn")
 GOAL = 0.05

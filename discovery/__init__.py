@@ -9,8 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from discovery.base import Health
-    from discovery.checks import Check, HTTPCheck, TCPCheck, TTLCheck
-    from discovery.consul_config import ConsulConfig
+    from discovery.consul.config import ConsulConfig
     from discovery.errors import (
         ConfigError,
         DiscoveryError,
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
         RegistryRejected,
         RegistryUnavailable,
     )
+    from discovery.health.checks import Check, HTTPCheck, TCPCheck, TTLCheck
     from discovery.registration import Registration, register
 
 __all__ = [
@@ -39,8 +39,8 @@ __all__ = [
 
 _HOMES = {
     "base": ("Health",),
-    "checks": ("Check", "HTTPCheck", "TCPCheck", "TTLCheck"),
-    "consul_config": ("ConsulConfig",),
+    "health.checks": ("Check", "HTTPCheck", "TCPCheck", "TTLCheck"),
+    "consul.config": ("ConsulConfig",),
     "errors": (
         "ConfigError",
         "DiscoveryError",

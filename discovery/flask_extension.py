@@ -16,9 +16,9 @@ from flask.cli import ScriptInfo, run_command
 from flask.helpers import get_debug_flag
 from werkzeug.serving import is_running_from_reloader
 
-from discovery.announcement import canonical_manifest, manifest_digest
-from discovery.checks import HTTPCheck, parse_check
+from discovery.announce.definition import canonical_manifest, manifest_digest
 from discovery.errors import ConfigError
+from discovery.health.checks import HTTPCheck, parse_check
 from discovery.registration import Registration, register
 
 logger = logging.getLogger(__name__)

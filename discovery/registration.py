@@ -11,22 +11,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from discovery import lifetime
-from discovery.announcement import (
+from discovery.announce import process_exit
+from discovery.announce.definition import (
     DEFAULT_DEREGISTER_AFTER,
     DEFAULT_MODULE_TAG,
     Announcement,
     announcement,
 )
-from discovery.announcer import Announcer
+from discovery.announce.keepalive import STOP_LIMIT, Keeper, State
+from discovery.announce.process_peers import Siblings
+from discovery.announce.registrar import Announcer
 from discovery.base import Health
-from discovery.checks import Check, TTLCheck
 from discovery.errors import ConfigError
-from discovery.keeper import STOP_LIMIT, Keeper, State
-from discovery.siblings import Siblings
+from discovery.health.checks import Check, TTLCheck
 
 if TYPE_CHECKING:
-    from discovery.consul_config import ConsulConfig
+    from discovery.consul.config import ConsulConfig
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +134,9 @@ class Road:
 
 def _consul_road(given: ConsulConfig | None, environ: Mapping[str, str]) -> Road:
     # Imported here, like the other road, since a module that goes one way needs no library of the other.
-    from discovery import preload, via_consul  # noqa: F401
-    from discovery.consul_config import ConsulConfig
+    from discovery.announce import preload  # noqa: F401
+    from discovery.consul import registrar as via_consul
+    from discovery.consul.config import ConsulConfig
 
     config = given or ConsulConfig.from_env(environ)
     if config.scheme == "https":
@@ -153,7 +154,8 @@ def _consul_road(given: ConsulConfig | None, environ: Mapping[str, str]) -> Road
 def _push_road(
     given: str | None, token: str, token_file: str | Path | None, environ: Mapping[str, str]
 ) -> Road:
-    from discovery import preload, via_push  # noqa: F401
+    from discovery.announce import preload  # noqa: F401
+    from discovery.push import registrar as via_push
 
     url = given or environ.get("LICTOR_URL") or DEFAULT_LICTOR_URL
     named = token_file or (environ.get("LICTOR_PUSH_TOKEN_FILE") if not token else None)
@@ -222,7 +224,7 @@ class Registration:
         return self
 
     def _start(self) -> None:
-        previous = lifetime.enter(self._scope, self)
+        previous = process_exit.enter(self._scope, self)
         predecessor = previous.replaced() if isinstance(previous, Registration) else None
         keeper = Keeper(
             f"{self.name} ({self.id}) at {self._road.name}",
@@ -249,7 +251,7 @@ class Registration:
             keeper.ask_to_stop(withdraw=True, limit=max(timeout, STOP_LIMIT))
         # Until it has ended, the end of the process waits for it: here Ctrl-C may end the waiting.
         if keeper is None or keeper.wait_ended(timeout):
-            lifetime.leave(self._scope, self)
+            process_exit.leave(self._scope, self)
 
     def wait_registered(self, timeout: float | None = None) -> bool:
         """Waits, `timeout` seconds at most, for the registry to confirm the instance; whether it has."""
@@ -291,7 +293,7 @@ class Registration:
     def ask_to_stop(self) -> None:
         """Begins the end of it, with the process's."""
         if self._keeper is not None:
-            self._keeper.ask_to_stop(withdraw=True, limit=lifetime.END_LIMIT)
+            self._keeper.ask_to_stop(withdraw=True, limit=process_exit.END_LIMIT)
 
     def wait_ended(self, limit: float) -> bool:
         return self._keeper is None or self._keeper.wait_ended(limit)
@@ -310,7 +312,7 @@ class Registration:
         if keeper is not None:
             keeper.forget()
         if self._owner:
-            lifetime.stand_by(self._owner, self._take_over)
+            process_exit.stand_by(self._owner, self._take_over)
 
     def _take_over(self) -> None:
         if self.state is State.INHERITED:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from discovery.durations import parse_duration
 from discovery.errors import ConfigError
+from discovery.timing.durations import parse_duration
 
 PREFIX = "LICTOR_"
 

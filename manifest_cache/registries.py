@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 from discovery.base import Lost, Watcher
-from discovery.consul import ConsulWatcher
-from discovery.consul_config import ConsulConfig
-from discovery.consul_datacenters import ConsulDatacenters
+from discovery.consul.config import ConsulConfig
+from discovery.consul.watch.datacenters import ConsulDatacenters
+from discovery.consul.watch.watcher import ConsulWatcher
 from discovery.settings import DiscoverySettings
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field, PlainValidator, field_validator
 from pydantic_settings import NoDecode
 
+from discovery.http.address_policy import DEFAULT_ALLOW, Network, network
 from discovery.settings import CommaSeparated, DiscoverySettings, Duration
-from manifest_cache.fetch_allow import DEFAULT_ALLOW, Network, network
-from manifest_cache.manifest_url import path_problem
+from manifest_cache.fetch.manifest_url import path_problem
 
 Networks = Annotated[tuple[Annotated[Network, PlainValidator(network)], ...], NoDecode, CommaSeparated]
 """Reads `10.0.0.0/8,fd00::/8`."""

@@ -11,28 +11,28 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from discovery.backoff import Backoff
 from discovery.base import Lost, Watcher
-from discovery.consul_config import ConsulConfig
-from discovery.consul_lock import ConsulLock
-from discovery.follow import follow
-from manifest_cache.database import Database, FencedDatabase, StoreUnavailable
-from manifest_cache.doubt import Accept, Beliefs, Update
-from manifest_cache.fetcher import FetchConfig, ManifestFetcher
-from manifest_cache.fetching import Fetching
-from manifest_cache.housekeeping import Housekeeping
-from manifest_cache.inbox import Inbox
-from manifest_cache.leadership import Election, own_name
+from discovery.consul.config import ConsulConfig
+from discovery.consul.lock import ConsulLock
+from discovery.timing.backoff import Backoff
+from discovery.watch_loop import follow
+from manifest_cache.db_thread import WriterThread
+from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
+from manifest_cache.fetch.scheduler import Fetching
+from manifest_cache.ingest.batches import portions
+from manifest_cache.ingest.inbox import Inbox
+from manifest_cache.ingest.plausibility import Accept, Beliefs, Update
+from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.store import Store
+from manifest_cache.leader.election import Election, own_name
 from manifest_cache.metrics import STORING_SECONDS
-from manifest_cache.models import utc_now
-from manifest_cache.portions import portions
-from manifest_cache.push import PushRegistry
 from manifest_cache.registries import Registries
+from manifest_cache.retention.housekeeping import Housekeeping
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
-from manifest_cache.wake import LONGEST, wake
-from manifest_cache.webhooks import Webhooks
-from manifest_cache.writer_thread import WriterThread
+from manifest_cache.storage.database import Database, FencedDatabase, StoreUnavailable
+from manifest_cache.storage.models import utc_now
+from manifest_cache.wakeup import LONGEST, wake
+from manifest_cache.webhooks.service import Webhooks
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from types import FrameType
 
 import httpx
 
-from discovery.consul_agent import free_ports
-from web.cli import tether
+from discovery.consul.dev_agent import free_ports
+from web.cli.up import exec_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -74,7 +74,7 @@ class Program:
         output = log.open("ab") if log else None
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command],
+                [sys.executable, "-I", "-S", exec_with_parent.__file__, str(os.getpid()), *command],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

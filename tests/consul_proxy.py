@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from discovery.consul_config import ConsulConfig
+from discovery.consul.config import ConsulConfig
 
 HOST = "127.0.0.1"
 

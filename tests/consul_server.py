@@ -22,10 +22,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from discovery.consul_agent import DevAgent, find_consul, free_ports
-from discovery.consul_calls import Call
-from discovery.consul_client import AsyncConsulClient, ConsulClient
-from discovery.consul_config import ConsulConfig
+from discovery.consul.api import Call
+from discovery.consul.client import AsyncConsulClient, ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.dev_agent import DevAgent, find_consul, free_ports
 from discovery.errors import ConfigError, DiscoveryError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from typing import Self
 import psycopg
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 
 HOST = "127.0.0.1"
 # Durability and big caches cost time and prove nothing here.

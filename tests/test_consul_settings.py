@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery.consul_client import ConsulClient
-from discovery.consul_lock import ConsulLock
+from discovery.consul.client import ConsulClient
+from discovery.consul.lock import ConsulLock
 from discovery.errors import PermissionDenied
 from tests.consul_server import ConsulServer, consul_binary, eventually
 from tests.watching import Beside

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from manifest_cache.manifest import ParsedManifest, manifest_from_object, parse_manifest
 from tests.consul_server import ConsulServer, eventually
 

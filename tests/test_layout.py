@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "manifest_cache": {"discovery"},
     "web": {"discovery", "manifest_cache"},
 }
-CONSUL_CALLS = ROOT / "discovery" / "consul_calls.py"
+CONSUL_CALLS = ROOT / "discovery" / "consul" / "api.py"
 
 
 def sources(package: str) -> list[Path]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,7 +124,11 @@ def test_the_wheel_holds_the_three_packages_and_their_data(installation: Install
         "manifest_cache",
         "web",
     }
-    for needed in (r"web/templates/.+\.html", r"web/static/.+", r"manifest_cache/migrations/versions/.+\.py"):
+    for needed in (
+        r"web/pages/templates/.+\.html",
+        r"web/pages/static/.+",
+        r"manifest_cache/storage/migrations/versions/.+\.py",
+    ):
         assert any(re.fullmatch(needed, name) for name in names), f"{needed} is missing"
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance, Watcher
-from discovery.follow import follow
+from discovery.watch_loop import follow
 
 
 class Beside:

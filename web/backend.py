@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 from flask import Flask, current_app
 
-from manifest_cache.commit_signal import CommitWatch
-from manifest_cache.database import Database, StoreUnavailable
-from manifest_cache.push import PushRegistry
-from manifest_cache.reader import Reader, Snapshot
-from manifest_cache.store import Store
-from web.changes import Changes
-from web.module_parts import ModuleParts
-from web.push_guard import PushGuard
+from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.store import Store
+from manifest_cache.storage.commit_signal import CommitWatch
+from manifest_cache.storage.database import Database, StoreUnavailable
+from manifest_cache.storage.reader import Reader, Snapshot
+from web.push_auth import PushGuard
+from web.rendering.module_changes import Changes
+from web.rendering.module_json import ModuleParts
 from web.settings import Settings
 
 logger = logging.getLogger(__name__)

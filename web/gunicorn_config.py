@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 
 from discovery import tracing
 from discovery.errors import ConfigError
-from web import metrics_files, queues
-from web.logs import logging_config
+from web import queues
 from web.settings import UNIX, Settings
+from web.telemetry import multiprocess_metrics
+from web.telemetry.logging_config import logging_config
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    metrics_files.worker_ended(worker.pid)
+    multiprocess_metrics.worker_ended(worker.pid)
 
 
 def when_ready(server: Any) -> None:
@@ -157,7 +158,7 @@ def _refuse(exc: OSError) -> NoReturn:
 
 
 _settings = _load()
-metrics_files.share()
+multiprocess_metrics.share()
 
 wsgi_app = "web.wsgi:app"
 proc_name = "lictor"

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from gunicorn import SERVER  # type: ignore[import-untyped]
 from gunicorn.util import http_date  # type: ignore[import-untyped]
 
-from web.observation import REQUEST_ID_HEADER, count, request_ids
-from web.read_cache import Repeat
-from web.whole_answer import Headers, Sent
+from web.response_cache.read_cache import Repeat
+from web.response_cache.whole_answer import Headers, Sent
+from web.telemetry.request_metrics import REQUEST_ID_HEADER, count, request_ids
 
 LONGEST = 2048
 """How many bytes a head may have at the most, to be remembered."""

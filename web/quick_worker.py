@@ -17,11 +17,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from discovery import tracing
-from web import observation
 from web.known_requests import LONGEST, KnownRequest, KnownRequests, Wire
 from web.patient_worker import PatientWorker, can_wait
-from web.read_cache import REPEAT, Repeat
+from web.response_cache.read_cache import REPEAT, Repeat
 from web.slow_readers import SLICE, SlowReaders
+from web.telemetry import request_metrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -98,7 +98,7 @@ class QuickWorker(PatientWorker):
         return (
             self.cfg.is_ssl
             or self.log.access_log.isEnabledFor(logging.INFO)
-            or observation.logger.isEnabledFor(logging.DEBUG)
+            or request_metrics.logger.isEnabledFor(logging.DEBUG)
             or tracing.is_wanted()
         )
 

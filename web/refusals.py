@@ -9,7 +9,7 @@ from http import HTTPStatus
 from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
 
-from web.errors import BadRequest, HeadersTooLarge, PathTooLong, Problem, document, shortened
+from web.problems import BadRequest, HeadersTooLarge, PathTooLong, Problem, document, shortened
 
 
 def problem_of(exc: BaseException) -> Problem | None:

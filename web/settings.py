@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from discovery.names import address_fault
+from discovery.validation import address_fault
 from manifest_cache.settings import CacheSettings
 
 UNIX = "unix:"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from tests.cli.command import Lictor
 from tests.web.filling import Cache
 

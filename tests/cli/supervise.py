@@ -6,8 +6,8 @@ import asyncio
 import json
 import sys
 
-from discovery.backoff import Backoff
-from web.cli.supervisor import Program, Supervisor
+from discovery.timing.backoff import Backoff
+from web.cli.up.supervisor import Program, Supervisor
 
 
 async def main() -> int:

@@ -21,7 +21,7 @@ from tests.consul_server import (
 )
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance
-from web.cli import finding
+from web.cli.doctor import check_result
 
 POLICY = Path(__file__).parents[2] / "consul" / "policies" / "lictor-read.hcl"
 
@@ -186,7 +186,7 @@ def test_version_and_limit_are_told_to_who_may_know(
     ],
 )
 def test_clocks_that_differ(seconds: float, status: str, told: str) -> None:
-    found = finding.clock("clock", "Consul's", seconds)
+    found = check_result.clock("clock", "Consul's", seconds)
     assert found.status == status
     assert told in found.detail
 

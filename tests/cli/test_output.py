@@ -12,7 +12,7 @@ from pathlib import Path
 from discovery.base import Health
 from tests.cli.command import LICTOR, Lictor
 from tests.web.filling import Cache, instance
-from web.cli import output
+from web.cli.terminal import output
 
 LONG = "tag-" + "x" * 150
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache.database import Database
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
 from tests.cli.command import Lictor
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from tests.cli.command import Lictor
 from tests.consul_server import RunningConsul, eventually
 from tests.web.filling import Cache

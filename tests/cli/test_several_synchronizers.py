@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from manifest_cache.database import Database
-from manifest_cache.lease import Lease
-from manifest_cache.models import Leadership, Module
-from manifest_cache.reader import Reader
+from manifest_cache.leader.lease import Lease
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Leadership, Module
+from manifest_cache.storage.reader import Reader
 from tests.cli.command import Lictor, Running
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 from tests.postgres_server import PostgresServer

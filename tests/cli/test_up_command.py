@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from tests.cli.command import Lictor, Running, lives, wait_until_gone
 from tests.consul_server import consul_binary, eventually
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from manifest_cache.models import Event
+from manifest_cache.storage.models import Event
 from tests.cli.command import Lictor, Running
 from tests.cli.test_doctor_command import findings
 from tests.consul_server import eventually
 from tests.web.filling import Cache, instance
 from tests.webhook_receiver import Answer, WebhookReceiver
-from web.cli.doctor_webhooks import look_at_webhooks
-from web.cli.finding import Finding
+from web.cli.doctor.check_result import Finding
+from web.cli.doctor.webhooks import look_at_webhooks
 
 NAMES = [f"module-{number}" for number in range(30)]
 

@@ -17,11 +17,11 @@ from starlette.applications import Starlette
 
 import discovery
 from discovery import ConfigError
+from discovery.announce.keepalive import State
 from discovery.asgi import lifespan
-from discovery.consul_agent import free_ports
-from discovery.consul_client import ConsulClient
+from discovery.consul.client import ConsulClient
+from discovery.consul.dev_agent import free_ports
 from discovery.errors import UnknownInstance
-from discovery.keeper import State
 from tests.consul_server import RunningConsul, eventually
 
 APPLICATION = """

@@ -122,7 +122,7 @@ def test_an_answer_without_sense_ends_nothing(server: ManifestServer, body: str)
 def test_only_the_first_read_waits_for_a_lictor_that_hangs(
     server: ManifestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("discovery.catalog_feed._TIMEOUT", 60.0)
+    monkeypatch.setattr("discovery.client.feed._TIMEOUT", 60.0)
     server.routes[MODULES] = silence
     with Catalog(url_of(server), timeout=1.0) as catalog:
         begun = time.monotonic()

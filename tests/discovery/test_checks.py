@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.checks import Check, HTTPCheck, Target, TCPCheck, TTLCheck, parse_check
 from discovery.errors import ConfigError
+from discovery.health.checks import Check, HTTPCheck, Target, TCPCheck, TTLCheck, parse_check
 
 TARGET = Target(scheme="https", host="::1", port=8001)
 

@@ -14,8 +14,8 @@ from shlex import quote
 import httpx
 import pytest
 
-from discovery.consul_agent import DevAgent, find_consul, free_ports
-from discovery.consul_client import ConsulClient
+from discovery.consul.client import ConsulClient
+from discovery.consul.dev_agent import DevAgent, find_consul, free_ports
 from discovery.errors import ConfigError, RegistryUnavailable
 from tests.consul_server import ROOT, consul_binary, eventually
 
@@ -230,7 +230,7 @@ def test_a_log_that_cannot_be_kept(tmp_path: Path) -> None:
 
 def test_the_agent_ends_with_its_parent_even_if_that_is_killed() -> None:
     script = (
-        "import sys, pathlib, discovery.consul_agent as it\n"
+        "import sys, pathlib, discovery.consul.dev_agent as it\n"
         "agent = it.DevAgent(pathlib.Path(sys.argv[1]), http_port=0, dns_port=0)\n"
         "agent.start()\n"
         "print(agent.pid, flush=True)\n"

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from consul import base
 
-from discovery import consul_calls, consul_client
-from discovery.consul_agent import free_ports
-from discovery.consul_calls import Answer
-from discovery.consul_client import AsyncConsulClient, ConsulClient
-from discovery.consul_config import ConsulConfig
+from discovery.consul import api as consul_calls
+from discovery.consul import client as consul_client
+from discovery.consul.api import Answer
+from discovery.consul.client import AsyncConsulClient, ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.dev_agent import free_ports
 from discovery.errors import (
     ConfigError,
     DiscoveryError,

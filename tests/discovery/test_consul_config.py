@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from discovery.consul_client import ConsulClient
-from discovery.consul_config import ConsulConfig
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
 from discovery.errors import ConfigError
 from tests.consul_server import Certificates, Request, ScriptedConsul, consul_binary
 

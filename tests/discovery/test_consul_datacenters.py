@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Lost, Watcher
-from discovery.consul import ConsulWatcher
-from discovery.consul_config import ConsulConfig
-from discovery.consul_datacenters import ConsulDatacenters
+from discovery.consul.config import ConsulConfig
+from discovery.consul.watch.datacenters import ConsulDatacenters
+from discovery.consul.watch.watcher import ConsulWatcher
 from discovery.errors import ConfigError
 from discovery.settings import DiscoverySettings
 from tests.consul_server import ConsulServer, ScriptedConsul, eventually, federate

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from discovery.consul_client import ConsulClient
-from discovery.consul_config import ConsulConfig
-from discovery.consul_lock import SERVICE, SERVICE_RIGHT, SESSION_RIGHT, ConsulLock, key_right
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.lock import SERVICE, SERVICE_RIGHT, SESSION_RIGHT, ConsulLock, key_right
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 from tests.watching import Beside
 
@@ -159,12 +159,12 @@ def test_a_right_that_is_missing_is_told_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("discovery.consul_lock._REFUSED_PAUSE", 0.05)
+    monkeypatch.setattr("discovery.consul.lock._REFUSED_PAUSE", 0.05)
     server = consul_server(acl=True)
     rights = {"service": SERVICE_RIGHT, "session": SESSION_RIGHT, "key": key_right(key)}
     lacking = rights.pop(missing)
     token = server.create_token("\n".join([*rights.values(), 'node_prefix "" { policy = "read" }']))
-    with caplog.at_level(logging.WARNING, "discovery.consul_lock"):
+    with caplog.at_level(logging.WARNING, "discovery.consul.lock"):
         holder = make(server.config(token=token))
         eventually(lambda: lacking in caplog.text)
         assert caplog.text.count(lacking) == 1

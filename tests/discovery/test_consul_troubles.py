@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from discovery.base import Change, Health, Lost
-from discovery.consul import ConsulWatcher
-from discovery.consul_client import AsyncConsulClient, ConsulClient
-from discovery.consul_queries import Floor, Queries
+from discovery.consul.client import AsyncConsulClient, ConsulClient
+from discovery.consul.watch.queries import Floor, Queries
+from discovery.consul.watch.watcher import ConsulWatcher
 from tests.consul_proxy import Asked, ConsulProxy, Meddling
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.watching import Watching
@@ -300,7 +300,7 @@ def test_what_is_about_to_be_looked_for_is_not_missed(
     consul_server: Callable[..., ConsulServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a new module others change: that one is read at once, the others after a while."""
-    monkeypatch.setattr("discovery.consul_session._SETTLE", 3.0)
+    monkeypatch.setattr("discovery.consul.watch.watch_session._SETTLE", 3.0)
     server, before, nodes = consul_server(), repairs(), [f"n-{number}" for number in range(6)]
 
     def service(name: str, port: int = 80) -> dict[str, Any]:

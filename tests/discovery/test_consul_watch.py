@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Health, Lost, ServiceInstance
-from discovery.consul import ConsulWatcher
-from discovery.consul_calls import Call
-from discovery.consul_client import ConsulClient
-from discovery.consul_config import ConsulConfig
-from discovery.consul_mirror import Mirror
-from discovery.consul_session import CONNECTIONS
+from discovery.consul.api import Call
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.watch.catalog_state import Mirror
+from discovery.consul.watch.watch_session import CONNECTIONS
+from discovery.consul.watch.watcher import ConsulWatcher
 from tests.consul_proxy import ConsulProxy
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.manifest_server import Behaviour, ManifestServer, answer, reset, silence

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from discovery.durations import parse_duration
+from discovery.timing.durations import parse_duration
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 from flask import Flask
 
 from discovery import ConfigError, HTTPCheck, Registration, TTLCheck
-from discovery.consul_agent import free_ports
-from discovery.consul_client import ConsulClient
+from discovery.announce.keepalive import State
+from discovery.consul.client import ConsulClient
+from discovery.consul.dev_agent import free_ports
 from discovery.errors import UnknownInstance
 from discovery.flask_extension import Lictor
-from discovery.keeper import State
 from tests.consul_server import RunningConsul, eventually
 
 MANIFEST = {"version": "1.2.0", "name": "financial", "title": "Größe"}

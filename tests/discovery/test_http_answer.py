@@ -10,9 +10,9 @@ from typing import TypeAlias
 import h11
 import pytest
 
-from discovery.http_answer import read_answer
-from discovery.http_exchange import Connection
-from discovery.wire import Wire
+from discovery.http.answer import read_answer
+from discovery.http.exchange import Connection
+from discovery.http.wire import Wire
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 import h11
 import pytest
 
-from discovery.consul_agent import free_ports
-from discovery.kept_connections import KeptConnections, Request, Server, TookTooLong
+from discovery.consul.dev_agent import free_ports
+from discovery.http.kept_connections import KeptConnections, Request, Server, TookTooLong
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.names import (
+from discovery.validation import (
     address_fault,
     label_fault,
     meta_faults,

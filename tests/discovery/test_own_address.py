@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from discovery.background_loop import BackgroundLoop
+from discovery.announce.background_loop import BackgroundLoop
+from discovery.announce.own_address import own_address_towards
 from discovery.errors import RegistryUnavailable
-from discovery.own_address import own_address_towards
 
 
 def towards(host: str) -> str:

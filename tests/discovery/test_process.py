@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from discovery import ConfigError, HTTPCheck, TTLCheck
-from discovery.consul_client import ConsulClient
+from discovery.announce.run_registered import registration_for_command
+from discovery.consul.client import ConsulClient
 from discovery.errors import UnknownInstance
-from discovery.process import registration_for_command
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 
 WRAPPER = """
 import logging, sys
-from discovery.process import registration_for_command, run_registered
+from discovery.announce.run_registered import registration_for_command, run_registered
 logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
 name, *command = sys.argv[1:]
 registration = registration_for_command(name=name, id=name, port=8001, checks=["ttl:1s"])

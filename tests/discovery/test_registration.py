@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 import discovery
-from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck, lifetime
-from discovery.consul_client import ConsulClient
-from discovery.consul_config import ConsulConfig
+from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck
+from discovery.announce import process_exit
+from discovery.announce.keepalive import State
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.registrar import definition
 from discovery.errors import UnknownInstance
-from discovery.keeper import State
-from discovery.via_consul import definition
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.discovery.health_server import HealthServer
 
@@ -168,14 +169,14 @@ def test_the_id_is_the_same_after_a_restart_and_another_on_another_port(
 def test_two_threads_that_start_it_at_once_start_it_once(
     register: Callable[..., Registration], client: ConsulClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, both = lifetime.enter, threading.Barrier(2)
+    entered, both = process_exit.enter, threading.Barrier(2)
 
-    def enter(key: str, running: lifetime.Running) -> lifetime.Running | None:
+    def enter(key: str, running: process_exit.Running) -> process_exit.Running | None:
         with suppress(threading.BrokenBarrierError):
             both.wait(1)
         return entered(key, running)
 
-    monkeypatch.setattr(lifetime, "enter", enter)
+    monkeypatch.setattr(process_exit, "enter", enter)
     registration = register()
     starting = [threading.Thread(target=registration.start) for _ in range(2)]
     for thread in starting:

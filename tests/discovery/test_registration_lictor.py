@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 import discovery
 from discovery import HTTPCheck
-from manifest_cache.database import Database
+from manifest_cache.storage.database import Database
 from tests.consul_server import eventually
 from tests.discovery.health_server import HealthServer
 from web import create_app

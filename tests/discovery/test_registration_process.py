@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from discovery.consul_client import ConsulClient
+from discovery.consul.client import ConsulClient
 from discovery.errors import UnknownInstance
 from tests.consul_server import ConsulServer, RunningConsul, eventually
 from tests.discovery.push_server import PushServer

@@ -14,7 +14,7 @@ import pytest
 
 import discovery
 from discovery import ConfigError, HTTPCheck, Registration, TCPCheck, TTLCheck
-from discovery.keeper import State
+from discovery.announce.keepalive import State
 from tests.consul_server import eventually
 from tests.discovery.health_server import HealthServer
 from tests.discovery.push_server import PushServer, problem
@@ -116,7 +116,7 @@ def test_a_check_follows_the_address_under_which_the_module_registers(
     async def own_address_towards(host: str, port: int) -> str:
         return address
 
-    monkeypatch.setattr("discovery.via_push.own_address_towards", own_address_towards)
+    monkeypatch.setattr("discovery.push.registrar.own_address_towards", own_address_towards)
     server.heartbeat_interval = 0.1
     with HealthServer() as module:
         push(port=module.port, check=HTTPCheck("/health", interval="50ms"))

@@ -16,8 +16,8 @@ import pytest
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import HttpWaitStrategy
 
-from discovery.consul import ConsulWatcher
-from discovery.consul_config import ConsulConfig
+from discovery.consul.config import ConsulConfig
+from discovery.consul.watch.watcher import ConsulWatcher
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGE = os.environ.get("LICTOR_CONSUL_IMAGE", "hashicorp/consul:1.20")

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from tests.cli.command import Lictor, Running, wait_until_gone
 from tests.consul_server import eventually
 

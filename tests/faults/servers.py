@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from discovery.consul_agent import free_ports
+from discovery.consul.dev_agent import free_ports
 from tests.consul_server import consul_binary, eventually
 from tests.faults.registry import Registry
 

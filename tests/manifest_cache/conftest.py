@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from manifest_cache.database import Database
-from manifest_cache.push import PushRegistry
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.reader import Reader
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from discovery.errors import ConfigError
-from manifest_cache.database import Database
-from manifest_cache.housekeeping import Housekeeping
+from manifest_cache.retention.housekeeping import Housekeeping
 from manifest_cache.settings import CacheSettings
+from manifest_cache.storage.database import Database
 
 
 def fault_of(**setting: Any) -> str:

@@ -14,15 +14,16 @@ from sqlalchemy import make_url, text
 from sqlmodel import select
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache import database_lock, schema
-from manifest_cache.database import Database, SchemaMismatch, StoreUnavailable
-from manifest_cache.event_log import index_of
-from manifest_cache.ledger import Ledger
-from manifest_cache.models import Module, Source, utc_now
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.store import Store
+from manifest_cache.leader import database_lock
+from manifest_cache.ledger.event_log import index_of
+from manifest_cache.ledger.ledger import Ledger
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
-from manifest_cache.working_set import Rows
+from manifest_cache.storage import schema
+from manifest_cache.storage.database import Database, SchemaMismatch, StoreUnavailable
+from manifest_cache.storage.models import Module, Source, utc_now
+from manifest_cache.storage.reader import Reader
+from manifest_cache.storage.unit_of_work import Rows
 from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 
@@ -215,7 +216,7 @@ def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
 
 
 def test_a_locked_sqlite_database_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manifest_cache.database.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("manifest_cache.storage.database.BUSY_TIMEOUT", 0.1)
     database = Database(f"sqlite:///{tmp_path}/lictor.db")
     database.migrate()
     blocker = sqlite3.connect(tmp_path / "lictor.db", isolation_level=None)
@@ -389,7 +390,7 @@ def test_a_writer_that_is_paused_in_its_transaction_does_not_keep_others_out(
 ) -> None:
     paused = Database(postgres.create_database())
     paused.migrate()
-    monkeypatch.setattr("manifest_cache.database.IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr("manifest_cache.storage.database.IDLE_TIMEOUT", 0.1)
     other = Database(paused.url.render_as_string(hide_password=False))
 
     def pause() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manifest_cache.database import Database
-from manifest_cache.models import Instance, Source
-from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Instance, Source
+from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import ConsulServer, eventually, federate
 from tests.watching import Beside

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
-from manifest_cache.doubt import Accept, Beliefs, Doubted, Trusted, Update
+from manifest_cache.ingest.plausibility import Accept, Beliefs, Doubted, Trusted, Update
 
 PATIENCE = 120.0
 

@@ -16,9 +16,9 @@ import trustme
 from prometheus_client import REGISTRY
 
 from discovery.errors import ConfigError
+from discovery.http.address_policy import DEFAULT_ALLOW, FetchAllow, SystemResolver, network
 from manifest_cache.errors import FetchFailed
-from manifest_cache.fetch_allow import DEFAULT_ALLOW, FetchAllow, SystemResolver, network
-from manifest_cache.fetcher import FetchConfig, Fetched, ManifestFetcher
+from manifest_cache.fetch.fetcher import FetchConfig, Fetched, ManifestFetcher
 from manifest_cache.settings import CacheSettings
 from tests.manifest_server import ManifestServer, manifest
 
@@ -169,7 +169,7 @@ def test_a_name_server_that_hangs_keeps_nothing_waiting() -> None:
     """A process of its own shows that it ends; the lookup is slow where the C library would ask a server."""
     program = """
 import asyncio, socket, time
-from manifest_cache.fetch_allow import SystemResolver
+from discovery.http.address_policy import SystemResolver
 socket.getaddrinfo = lambda *arguments, **named: time.sleep(60)
 async def main():
     async with asyncio.timeout(0.1):

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
-from manifest_cache.database import Database
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetcher import Fetched, NotModified
-from manifest_cache.ledger import Refresh
+from manifest_cache.fetch.fetcher import Fetched, NotModified
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import FetchJob, Store
+from manifest_cache.ledger.ledger import Refresh
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import Instance, utc_now
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.reader import Reader
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import FetchJob, Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Instance, utc_now
+from manifest_cache.storage.reader import Reader
 
 BROKEN = ManifestError("http-status", "it answered 500")
 

@@ -21,15 +21,15 @@ from prometheus_client import REGISTRY
 
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
-from manifest_cache.dialer import ExchangeFailed, translated_errors
+from discovery.http.dialer import ExchangeFailed, translated_errors
 from manifest_cache.errors import FetchFailed, ManifestError, ManifestInvalid
-from manifest_cache.fetcher import (
+from manifest_cache.fetch.fetcher import (
     FetchConfig,
     Fetched,
     ManifestFetcher,
     NotModified,
 )
-from manifest_cache.manifest_url import manifest_url
+from manifest_cache.fetch.manifest_url import manifest_url
 from tests import manifest_server
 from tests.manifest_server import Behaviour, ManifestServer, answer, head, in_pieces, manifest, raw
 

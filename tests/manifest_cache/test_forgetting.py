@@ -8,13 +8,13 @@ import pytest
 from sqlmodel import col, select, update
 
 from discovery.base import Change, Lost
-from manifest_cache.database import Database
-from manifest_cache.doubt import Doubted, Trusted
-from manifest_cache.forgetting import Forgetting, Forgotten, ModuleInUse, UnknownModule
-from manifest_cache.models import Event, Manifest, Module, Source, Tombstone, utc_now
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.plausibility import Doubted, Trusted
+from manifest_cache.ingest.store import Store
+from manifest_cache.retention.modules import Forgetting, Forgotten, ModuleInUse, UnknownModule
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Event, Manifest, Module, Source, Tombstone, utc_now
+from manifest_cache.storage.reader import Reader
 from tests.consul_server import eventually
 from tests.manifest_cache.test_store import (
     complete,

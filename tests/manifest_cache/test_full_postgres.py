@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache.database import Database, StoreUnavailable
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database, StoreUnavailable
+from manifest_cache.storage.reader import Reader
 from tests.postgres_server import PostgresServer
 from tests.small_disk import SmallDisk
 

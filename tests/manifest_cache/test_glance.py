@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache.database import Database, StoreUnavailable
-from manifest_cache.glance import COMMIT_NOTICE
-from manifest_cache.push import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database, StoreUnavailable
+from manifest_cache.storage.newest_index import COMMIT_NOTICE
 from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 

@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
-from manifest_cache import housekeeping
-from manifest_cache.database import Database
-from manifest_cache.housekeeping import Housekeeping
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.store import Store
+from manifest_cache.retention import housekeeping
+from manifest_cache.retention.housekeeping import Housekeeping
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import eventually
 from tests.manifest_cache.test_forgetting import let_pass

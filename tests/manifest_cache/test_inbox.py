@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from discovery.base import Change, Lost, ServiceInstance
-from manifest_cache.doubt import Accept, Beliefs
-from manifest_cache.inbox import Inbox
+from manifest_cache.ingest.inbox import Inbox
+from manifest_cache.ingest.plausibility import Accept, Beliefs
 
 PATIENCE = 120.0
 LOST = Lost(source="consul", reason="away", retry_in=1)

@@ -8,11 +8,11 @@ from pathlib import Path
 from sqlmodel import col, delete
 
 from discovery.base import Change, Health, Lost, ServiceInstance
-from manifest_cache.database import Database
-from manifest_cache.models import Event
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Event
+from manifest_cache.storage.reader import Reader
 
 MODULES = [ServiceInstance(module=f"m-{n}", id=f"m-{n}-1", address="10.0.0.1", port=1) for n in range(3)]
 

@@ -14,17 +14,17 @@ import pytest
 from sqlmodel import select
 
 from discovery.base import Change, Health, ServiceInstance
-from discovery.consul_client import ConsulClient
-from discovery.consul_lock import ConsulLock
-from manifest_cache import database_lock, leadership
-from manifest_cache.database import Database, Fenced, FencedDatabase, SchemaMismatch
-from manifest_cache.leadership import Election
-from manifest_cache.lease import Lease
+from discovery.consul.client import ConsulClient
+from discovery.consul.lock import ConsulLock
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import Store
+from manifest_cache.leader import database_lock, election
+from manifest_cache.leader.election import Election
+from manifest_cache.leader.lease import Lease
 from manifest_cache.metrics import LEADER, LEADERSHIP_CHANGES
-from manifest_cache.models import Event, Leadership, PushLease, utc_now
-from manifest_cache.push import PushRegistration, PushRegistry
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database, Fenced, FencedDatabase, SchemaMismatch
+from manifest_cache.storage.models import Event, Leadership, PushLease, utc_now
 from tests.consul_server import RunningConsul, eventually
 from tests.postgres_server import PostgresServer
 from tests.watching import Beside
@@ -224,8 +224,8 @@ def test_one_leads_and_the_other_takes_over(stand: Stand, database: Database) ->
 def test_a_leader_without_any_lock_leads_as_long_as_it_shows_it(
     stand: Stand, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leadership, "PATIENCE", 2.5)
-    monkeypatch.setattr(leadership, "RENEW_EVERY", 0.2)
+    monkeypatch.setattr(election, "PATIENCE", 2.5)
+    monkeypatch.setattr(election, "RENEW_EVERY", 0.2)
     other = database_lock.for_database(database)
     assert other.acquire(), "somebody else has it, so the leader gets none"
     first = stand()
@@ -254,7 +254,7 @@ def test_who_is_fenced_off_stands_by_and_may_lead_again(stand: Stand, database: 
 def test_who_is_fenced_off_while_nothing_can_be_written_stands_by(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manifest_cache.database.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("manifest_cache.storage.database.BUSY_TIMEOUT", 0.1)
     terms: list[int] = []
     replaced = threading.Event()
 
@@ -284,7 +284,7 @@ def test_who_is_fenced_off_while_nothing_can_be_written_stands_by(
 def test_a_silent_leader_is_replaced_though_it_holds_its_locks(
     stand: Stand, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leadership, "PATIENCE", 0.5)
+    monkeypatch.setattr(election, "PATIENCE", 0.5)
     lock = database_lock.for_database(database)
     assert lock.acquire()
     paused = taken(database, "paused")

@@ -16,7 +16,6 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifest_cache.canonical import canonical_json
 from manifest_cache.errors import Fault, ManifestInvalid
 from manifest_cache.manifest import (
     manifest_from_object,
@@ -24,6 +23,7 @@ from manifest_cache.manifest import (
     parse_manifest,
     version_key,
 )
+from manifest_cache.manifest.canonical_json import canonical_json
 
 DOCS = Path(__file__).parents[2] / "docs"
 GOOD: dict[str, Any] = {"name": "orders", "version": "1.4.2"}

@@ -11,13 +11,13 @@ from sqlalchemy import Connection, text
 from sqlmodel import SQLModel, select
 
 from discovery.base import Health
-from manifest_cache import schema
-from manifest_cache.database import Database, SchemaMismatch
-from manifest_cache.models import PushLease
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.reader import Reader
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
 from manifest_cache.settings import CacheSettings
-from manifest_cache.webhook_positions import Positions
+from manifest_cache.storage import schema
+from manifest_cache.storage.database import Database, SchemaMismatch
+from manifest_cache.storage.models import PushLease
+from manifest_cache.storage.reader import Reader
+from manifest_cache.webhooks.positions import Positions
 from tests.manifest_cache.test_push import INSTANCE
 
 NOW = {"now": "2026-01-01 00:00:00+00:00"}

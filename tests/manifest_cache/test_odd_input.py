@@ -7,8 +7,8 @@ import secrets
 import pytest
 
 from discovery.base import Lost
-from manifest_cache.reader import Reader
-from manifest_cache.store import Store
+from manifest_cache.ingest.store import Store
+from manifest_cache.storage.reader import Reader
 from tests.manifest_cache.test_store import (
     complete,
     fetch_all,

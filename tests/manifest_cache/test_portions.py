@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
-from manifest_cache.doubt import Trusted, Update
-from manifest_cache.portions import portions
+from manifest_cache.ingest.batches import portions
+from manifest_cache.ingest.plausibility import Trusted, Update
 
 GONE = (InstanceKey("old", "n", "1"),)
 

@@ -11,15 +11,15 @@ from sqlalchemy import text
 
 from discovery.base import Health, ServiceInstance
 from discovery.errors import UnknownInstance
-from manifest_cache import ledger
-from manifest_cache import push as push_module
-from manifest_cache.database import Database, StoreUnavailable
-from manifest_cache.fetcher import Fetched
+from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.ingest import push_registry as push_module
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import Store
+from manifest_cache.ledger import ledger
 from manifest_cache.manifest import ParsedManifest, parse_manifest
-from manifest_cache.models import Instance, utc_now
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.reader import Reader
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database, StoreUnavailable
+from manifest_cache.storage.models import Instance, utc_now
+from manifest_cache.storage.reader import Reader
 
 INSTANCE = ServiceInstance(module="orders", id="orders-1", address="127.0.0.1", port=9000)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from discovery.base import Health
-from manifest_cache.database import Database
-from manifest_cache.reader import ModuleFilter, Reader
-from manifest_cache.store import Store
+from manifest_cache.ingest.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.reader import ModuleFilter, Reader
 from tests.manifest_cache.test_store import complete, fetch_all, instance, jobs, manifest, present
 
 

@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from discovery.base import Change, Health
-from manifest_cache.database import Database
-from manifest_cache.models import Event, utc_now
-from manifest_cache.reader import Reader
-from manifest_cache.retention import Dropped, drop_events
-from manifest_cache.store import Store
+from manifest_cache.ingest.store import Store
+from manifest_cache.retention.events import Dropped, drop_events
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Event, utc_now
+from manifest_cache.storage.reader import Reader
 from tests.manifest_cache.test_store import (
     complete,
     fetch_all,

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
-from manifest_cache.database import Database
-from manifest_cache.doubt import Doubted, Trusted
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetcher import Fetched, NotModified
+from manifest_cache.fetch.fetcher import Fetched, NotModified
+from manifest_cache.ingest.plausibility import Doubted, Trusted
+from manifest_cache.ingest.store import FetchJob, Outcome, Store
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import Event, Instance, Module, Source, Tombstone, utc_now
-from manifest_cache.reader import Reader
-from manifest_cache.store import FetchJob, Outcome, Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Event, Instance, Module, Source, Tombstone, utc_now
+from manifest_cache.storage.reader import Reader
 
 
 def instance(module: str = "financial", id_: str = "financial-1", **fields: Any) -> ServiceInstance:

@@ -13,18 +13,18 @@ import pytest
 from sqlmodel import select
 
 from discovery.base import Health, ServiceInstance
-from discovery.consul_client import ConsulClient
-from discovery.consul_config import ConsulConfig
-from manifest_cache import ledger as ledger_module
-from manifest_cache import push as push_module
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
 from manifest_cache import sync as sync_module
-from manifest_cache import wake as wake_module
-from manifest_cache.database import Database
-from manifest_cache.models import Instance, Module, PushLease
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.reader import Reader
+from manifest_cache import wakeup as wake_module
+from manifest_cache.ingest import push_registry as push_module
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import Store
+from manifest_cache.ledger import ledger as ledger_module
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Instance, Module, PushLease
+from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
 from tests.manifest_server import Behaviour, ManifestServer, answer, in_pieces, manifest, reset, silence

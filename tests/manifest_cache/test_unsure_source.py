@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlmodel import select
 
-from manifest_cache.database import Database
-from manifest_cache.models import Event, Instance, Source
 from manifest_cache.settings import CacheSettings
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import Event, Instance, Source
 from manifest_cache.sync import Synchronizer
 from tests.consul_proxy import Asked, ConsulProxy, Meddling
 from tests.consul_server import RunningConsul, eventually

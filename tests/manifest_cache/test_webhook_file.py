@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from discovery.errors import ConfigError
-from manifest_cache.webhook_file import Receiver, WebhookFile
+from manifest_cache.webhooks.config import Receiver, WebhookFile
 from tests.webhook_receiver import new_secret
 
 SECRET = new_secret()

@@ -18,20 +18,20 @@ from sqlmodel import col, delete
 
 from discovery import tracing
 from discovery.base import ServiceInstance
-from manifest_cache.database import Database, Fenced
-from manifest_cache.fetch_allow import network
-from manifest_cache.lease import Lease
-from manifest_cache.models import Event, WebhookPosition
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.reader import Reader
+from discovery.http.address_policy import network
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.leader.lease import Lease
 from manifest_cache.settings import CacheSettings
+from manifest_cache.storage.database import Database, Fenced
+from manifest_cache.storage.models import Event, WebhookPosition
+from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
-from manifest_cache.webhooks import Webhooks
+from manifest_cache.webhooks.service import Webhooks
 from tests.consul_server import eventually
 from tests.otlp_receiver import OTLPReceiver
 from tests.watching import Beside
 from tests.webhook_receiver import Answer, Delivery, WebhookReceiver, new_secret
-from web.response_schemas import Event as ShownEvent
+from web.schemas.responses import Event as ShownEvent
 
 
 class Sender:

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from manifest_cache.database import StoreUnavailable
-from manifest_cache.writer_thread import WriterThread
+from manifest_cache.db_thread import WriterThread
+from manifest_cache.storage.database import StoreUnavailable
 
 
 @pytest.mark.anyio

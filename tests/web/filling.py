@@ -9,15 +9,15 @@ from typing import Any, Self
 from werkzeug.test import TestResponse
 
 from discovery.base import Change, Health, Lost, ServiceInstance
-from manifest_cache.database import Database
 from manifest_cache.errors import FetchFailed
-from manifest_cache.fetcher import Fetched
+from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.store import FetchJob, Store
 from manifest_cache.manifest import parse_manifest
-from manifest_cache.models import utc_now
-from manifest_cache.push import PushRegistration, PushRegistry
-from manifest_cache.retention import drop_events
+from manifest_cache.retention.events import drop_events
 from manifest_cache.settings import CacheSettings
-from manifest_cache.store import FetchJob, Store
+from manifest_cache.storage.database import Database
+from manifest_cache.storage.models import utc_now
 
 REASON = "connecting to http://127.0.0.1:8500: Connection refused"
 

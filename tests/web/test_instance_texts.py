@@ -7,9 +7,9 @@ import json
 import pytest
 
 from discovery.base import Health
-from manifest_cache.reader import Reader
+from manifest_cache.storage.reader import Reader
 from tests.web.filling import Cache, instance
-from web.instance_texts import InstanceTexts, filled_in
+from web.rendering.instance_json import InstanceTexts, filled_in
 
 NAMES = ("financial", "weather")
 

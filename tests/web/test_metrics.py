@@ -22,16 +22,16 @@ from flask.testing import FlaskClient
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-import discovery.metrics
+import discovery.consul.metrics
 import manifest_cache.metrics
-import web.metrics
+import web.telemetry.metrics
 from tests.cli.command import wait_until_gone
 from tests.web.filling import Cache
 from tests.web.gunicorn_server import Gunicorn, running
-from web import metrics_files
-from web.logs import logging_config
-from web.request_id import request_id
 from web.settings import Settings
+from web.telemetry import multiprocess_metrics
+from web.telemetry.logging_config import logging_config
+from web.telemetry.request_id import request_id
 
 ROUTE = "/api/v1/modules/<name>"
 
@@ -128,14 +128,14 @@ def test_what_a_killed_server_left_is_removed_by_the_next(
 
 
 def test_two_that_start_at_once_keep_their_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(metrics_files, "_place", lambda: tmp_path)
-    monkeypatch.setenv(metrics_files.VARIABLE, "")
+    monkeypatch.setattr(multiprocess_metrics, "_place", lambda: tmp_path)
+    monkeypatch.setenv(multiprocess_metrics.VARIABLE, "")
     really, folders = fcntl.flock, []
 
     def shared() -> None:
-        metrics_files.share()
-        folders.append(Path(os.environ[metrics_files.VARIABLE]))
-        monkeypatch.setenv(metrics_files.VARIABLE, "")
+        multiprocess_metrics.share()
+        folders.append(Path(os.environ[multiprocess_metrics.VARIABLE]))
+        monkeypatch.setenv(multiprocess_metrics.VARIABLE, "")
 
     def after_another_started(file: int, how: int) -> None:
         monkeypatch.setattr(fcntl, "flock", really)
@@ -216,7 +216,7 @@ def test_what_others_say_makes_no_line_of_its_own(
 def test_every_metric_is_told_of(client: FlaskClient, cache: Cache) -> None:
     kept = {
         metric.name
-        for module in (discovery.metrics, manifest_cache.metrics, web.metrics)
+        for module in (discovery.consul.metrics, manifest_cache.metrics, web.telemetry.metrics)
         for one in vars(module).values()
         if isinstance(one, MetricWrapperBase)
         for metric in one.collect()

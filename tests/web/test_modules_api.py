@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from discovery.base import Health
 from tests.web.filling import Cache, instance, told
-from web import request_schemas, response_schemas
+from web.schemas import requests, responses
 
 API = "/api/v1"
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -401,13 +401,13 @@ def test_only_the_fields_that_are_asked_for(cache: Cache, client: FlaskClient) -
 
 def test_every_field_can_be_asked_for() -> None:
     shapes: dict[type[BaseModel], type[BaseModel]] = {
-        request_schemas.ModulesQuery: response_schemas.Module,
-        request_schemas.ModuleQuery: response_schemas.Module,
-        request_schemas.LookupQuery: response_schemas.Module,
-        request_schemas.InstancesQuery: response_schemas.Instance,
-        request_schemas.ManifestsQuery: response_schemas.ManifestEntry,
-        request_schemas.TombstonesQuery: response_schemas.Tombstone,
-        request_schemas.EventsQuery: response_schemas.Event,
+        requests.ModulesQuery: responses.Module,
+        requests.ModuleQuery: responses.Module,
+        requests.LookupQuery: responses.Module,
+        requests.InstancesQuery: responses.Instance,
+        requests.ManifestsQuery: responses.ManifestEntry,
+        requests.TombstonesQuery: responses.Tombstone,
+        requests.EventsQuery: responses.Event,
     }
     for query, shape in shapes.items():
         (listed,) = get_args(query.model_fields["fields"].annotation)

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from tests.web.filling import Cache, told
 from web import create_app
-from web.errors import PROBLEMS
+from web.problems import PROBLEMS
 from web.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 
 from discovery.base import Health
-from manifest_cache.doubt import Doubted, Trusted
+from manifest_cache.ingest.plausibility import Doubted, Trusted
 from tests.consul_server import eventually
 from tests.web.filling import Cache, instance, told
 from tests.web.gunicorn_server import running

@@ -23,17 +23,17 @@ from prometheus_client import REGISTRY
 from werkzeug.test import TestResponse
 
 from discovery.base import Health, ServiceInstance
-from manifest_cache.database import StoreUnavailable
+from manifest_cache.storage.database import StoreUnavailable
 from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance, told
 from web import backend
-from web.waiting import streams
+from web.waiting import event_streams
 from web.waiting.answer import Protocol
+from web.waiting.event_tail import EventFilter
+from web.waiting.held_request import Question
 from web.waiting.hub import Hub
 from web.waiting.middleware import Detached
-from web.waiting.question import Question
-from web.waiting.tail import EventFilter
 from web.worker import WaitingWorker
 
 API = "/api/v1"
@@ -362,7 +362,7 @@ def test_who_would_take_a_stream_too_may_wait_for_the_list(cache: Cache, client:
 def test_a_silent_stream_is_kept_alive(
     cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_BEAT", 0.1)
+    monkeypatch.setattr(event_streams, "_BEAT", 0.1)
     cache.module("financial")
     answer = client.get(f"{API}/events", headers=STREAM)
     text = ""
@@ -378,8 +378,8 @@ def test_a_silent_stream_is_kept_alive(
 def test_who_takes_nothing_for_long_is_dropped(
     cache: Cache, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_BEAT", 0.1)
-    monkeypatch.setattr(streams, "_PATIENCE", 0.5)
+    monkeypatch.setattr(event_streams, "_BEAT", 0.1)
+    monkeypatch.setattr(event_streams, "_PATIENCE", 0.5)
     cache.announce(*(instance("large", number, meta={"note": "x" * 500}) for number in range(1500)))
     dropped = REGISTRY.get_sample_value("lictor_streams_dropped_total", {"reason": "stalled"}) or 0
     answer = client.get(f"{API}/events?after=0", headers=STREAM)

@@ -10,11 +10,11 @@ import pytest
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from discovery.durations import format_duration
 from discovery.errors import ConfigError
+from discovery.timing.durations import format_duration
 from web import settings as settings_module
-from web.logs import logging_config
 from web.settings import Settings
+from web.telemetry.logging_config import logging_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from web.api import events, meta, modules, push, refresh
+from web.api import events, manifest_schema, modules, push, refresh
 
 PREFIX = "/api/v1"
-BLUEPRINTS = (modules.bp, events.bp, push.bp, refresh.bp, meta.bp)
+BLUEPRINTS = (modules.bp, events.bp, push.bp, refresh.bp, manifest_schema.bp)

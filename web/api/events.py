@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from web.errors import BadParameter, EventsGone, shortened
-from web.operation import read
-from web.parsing import JSON
-from web.reading import Read, cursor_behind, page, place_behind
-from web.request_schemas import EventsQuery
-from web.response_schemas import Event, EventList
-from web.vocabulary import LARGEST_INDEX, rfc3339
+from web.api.endpoint import read
+from web.api.read import Read, cursor_behind, page, place_behind
+from web.problems import BadParameter, EventsGone, shortened
+from web.schemas.parsing import JSON
+from web.schemas.requests import EventsQuery
+from web.schemas.responses import Event, EventList
+from web.schemas.types import LARGEST_INDEX, rfc3339
+from web.waiting.event_tail import EventFilter
 from web.waiting.middleware import EVENT_STREAM, STREAM, StreamStart
-from web.waiting.tail import EventFilter
 
 bp = Blueprint("events", __name__)
 

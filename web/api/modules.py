@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from flask import Blueprint
 
-from manifest_cache import models
-from manifest_cache.reader import ModuleFilter
-from web.errors import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
-from web.module_parts import Shape
-from web.operation import read
-from web.reading import Read, broken_cursor, cursor_behind, list_of, page, place_behind
-from web.request_schemas import (
+from manifest_cache.storage import models
+from manifest_cache.storage.reader import ModuleFilter
+from web.api.endpoint import read
+from web.api.read import Read, broken_cursor, cursor_behind, list_of, page, place_behind
+from web.problems import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
+from web.rendering.module_json import Shape
+from web.schemas.requests import (
     AS_ITS_SCHEMA,
     InstancesQuery,
     LookupQuery,
@@ -23,7 +23,7 @@ from web.request_schemas import (
     ModulesQuery,
     TombstonesQuery,
 )
-from web.response_schemas import (
+from web.schemas.responses import (
     InstanceList,
     ManifestEntry,
     ManifestList,

@@ -9,16 +9,16 @@ from typing import Any
 from flask import Blueprint, request
 
 from discovery.base import Health, ServiceInstance
-from discovery.names import meta_faults
+from discovery.validation import meta_faults
 from manifest_cache.errors import ManifestInvalid
+from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
 from manifest_cache.manifest import ParsedManifest, manifest_from_object
-from manifest_cache.push import PushRegistration, PushRegistry
+from web.api.endpoint import write
 from web.backend import backend
-from web.errors import InstanceNotRegistered, InvalidBody
-from web.operation import write
-from web.parsing import Fault, body_of, dotted
-from web.request_schemas import Beat, InstancePath, ModulePath, Registration
-from web.response_schemas import BeatTaken, Instance, Registered
+from web.problems import InstanceNotRegistered, InvalidBody
+from web.schemas.parsing import Fault, body_of, dotted
+from web.schemas.requests import Beat, InstancePath, ModulePath, Registration
+from web.schemas.responses import BeatTaken, Instance, Registered
 
 bp = Blueprint("push", __name__)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint
 
-from manifest_cache.store import Store
-from web.errors import UnknownModule, shortened
-from web.operation import asking
-from web.refreshed import told
-from web.request_schemas import ModulePath
-from web.response_schemas import RefreshAsked
+from manifest_cache.ingest.store import Store
+from web.api.endpoint import asking
+from web.problems import UnknownModule, shortened
+from web.schemas.refresh_text import told
+from web.schemas.requests import ModulePath
+from web.schemas.responses import RefreshAsked
 
 bp = Blueprint("refresh", __name__)
 

@@ -24,8 +24,8 @@ _COMMANDS = {
     "serve": "web.cli.serve",
     "sync": "web.cli.sync",
     "register": "web.cli.register",
-    "modules": "web.cli.catalog",
-    "show": "web.cli.catalog",
+    "modules": "web.cli.modules",
+    "show": "web.cli.modules",
     "events": "web.cli.events",
     "validate": "web.cli.validate",
     "refresh": "web.cli.refresh",
@@ -70,7 +70,7 @@ class _Lictor(click.Group):
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except Exception as exc:
-            from web.cli.failures import as_failure
+            from web.cli.terminal.errors import as_failure
 
             failure = as_failure(exc)
             if failure is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from web.cli.cache import refuse_missing_file
-from web.cli.epilog import epilog
-from web.cli.failures import Failure
-from web.cli.output import plain, show_json
+from web.cli.terminal.database import refuse_missing_file
+from web.cli.terminal.errors import Failure
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import plain, show_json
 
 
 @click.command(epilog=epilog("lictor accept consul"))
@@ -20,9 +20,9 @@ def accept(source: str | None, as_json: bool) -> None:
     LICTOR_DOUBT. This ends the doubt of SOURCE, or of all that are doubted. The synchronizer does it,
     as soon as one runs.
     """
-    from manifest_cache.database import Database
+    from manifest_cache.ingest.store import Store
     from manifest_cache.settings import CacheSettings
-    from manifest_cache.store import Store
+    from manifest_cache.storage.database import Database
 
     settings = CacheSettings.load()
     database = Database(settings.database_url)

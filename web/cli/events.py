@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from discovery.backoff import Backoff
-from web.cli.cache import opened_database
-from web.cli.epilog import epilog
-from web.cli.event_line import line_writer
-from web.cli.output import plain, show_json, show_json_line
+from discovery.timing.backoff import Backoff
+from web.cli.terminal.database import opened_database
+from web.cli.terminal.event_format import line_writer
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import plain, show_json, show_json_line
 
 if TYPE_CHECKING:
-    from manifest_cache.commit_signal import CommitWatch
-    from manifest_cache.models import Event
-    from manifest_cache.reader import Reader, Snapshot
+    from manifest_cache.storage.commit_signal import CommitWatch
+    from manifest_cache.storage.models import Event
+    from manifest_cache.storage.reader import Reader, Snapshot
 
 _NEWEST = 20
 _PAGE = 500
@@ -84,7 +84,7 @@ def events(
     as_json: bool,
 ) -> None:
     """Show what happened, the oldest first."""
-    from manifest_cache.reader import Reader
+    from manifest_cache.storage.reader import Reader
 
     _refuse_unknown_types(types)
     wanted = _Wanted(module, types)
@@ -104,7 +104,7 @@ def events(
 def _refuse_unknown_types(types: Sequence[str]) -> None:
     if not types:
         return
-    from manifest_cache.event_types import EVENT_TYPES
+    from manifest_cache.ledger.event_types import EVENT_TYPES
 
     unknown = [word for word in types if word not in EVENT_TYPES]
     if unknown:
@@ -157,7 +157,7 @@ def _coming(
 
     While the database is away this says so, and waits for it.
     """
-    from manifest_cache.database import StoreUnavailable
+    from manifest_cache.storage.database import StoreUnavailable
 
     backoff = Backoff(0.5, 10.0)
     while True:
@@ -199,7 +199,8 @@ def _nobody_reads() -> bool:
 
 
 def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: int | None) -> None:
-    from web import reading, response_schemas
+    from web.api import read as reading
+    from web.schemas import responses
 
     with reader.snapshot() as snapshot:
         index = snapshot.index
@@ -210,8 +211,8 @@ def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: i
             found = list(islice(walked, limit))
             more = next(walked, None) is not None
     cursor = reading.cursor_behind("events", _index(found[-1])) if more else None
-    answer = response_schemas.EventList(
-        items=[response_schemas.Event.of(event) for event in found], next=cursor, index=index
+    answer = responses.EventList(
+        items=[responses.Event.of(event) for event in found], next=cursor, index=index
     )
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 
@@ -228,6 +229,6 @@ def _show_all(found: Iterator[Event], as_json: bool) -> int:
 
 
 def _show_json_event(event: Event) -> None:
-    from web.response_schemas import Event as Shape
+    from web.schemas.responses import Event as Shape
 
     show_json_line(Shape.of(event).model_dump(mode="json", exclude_unset=True))

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
-from web.cli.cache import opened_database, unknown_module
-from web.cli.epilog import epilog
-from web.cli.failures import Failure
-from web.cli.output import counted, plain, show_json
+from web.cli.terminal.database import opened_database, unknown_module
+from web.cli.terminal.errors import Failure
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import counted, plain, show_json
 
 
 @click.command(epilog=epilog("lictor forget financial"))
@@ -21,7 +21,7 @@ def forget(name: str, as_json: bool) -> None:
     Its manifests go with it, and what is remembered of its instances. Without this it is kept as
     unavailable for LICTOR_FORGET_AFTER. If it registers again it is new.
     """
-    from manifest_cache.forgetting import Forgetting, ModuleInUse, UnknownModule
+    from manifest_cache.retention.modules import Forgetting, ModuleInUse, UnknownModule
     from manifest_cache.settings import CacheSettings
 
     with opened_database() as database:

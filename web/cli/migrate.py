@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from web.cli.epilog import epilog
-from web.cli.output import show_json
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import show_json
 
 
 @click.command(epilog=epilog("LICTOR_DATABASE_URL=sqlite:////var/lib/lictor/lictor.db lictor migrate"))
@@ -15,8 +15,8 @@ def migrate(as_json: bool) -> None:
 
     May be run at any time and by several at once; where nothing is to be done nothing is done.
     """
-    from manifest_cache.database import Database
     from manifest_cache.settings import CacheSettings
+    from manifest_cache.storage.database import Database
 
     database = Database(CacheSettings.load().database_url)
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from web.cli.cache import refuse_missing_file
-from web.cli.epilog import epilog
-from web.cli.failures import Failure
-from web.cli.output import plain, show_json
+from web.cli.terminal.database import refuse_missing_file
+from web.cli.terminal.errors import Failure
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import plain, show_json
 
 
 @click.command(epilog=epilog("lictor refresh financial"))
@@ -19,10 +19,10 @@ def refresh(name: str, as_json: bool) -> None:
     Of all its healthy instances that did not push theirs. The synchronizer does it, as soon as one
     runs.
     """
-    from manifest_cache.database import Database
+    from manifest_cache.ingest.store import Store
     from manifest_cache.settings import CacheSettings
-    from manifest_cache.store import Store
-    from web.refreshed import told
+    from manifest_cache.storage.database import Database
+    from web.schemas.refresh_text import told
 
     settings = CacheSettings.load()
     database = Database(settings.database_url)

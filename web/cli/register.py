@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from discovery.errors import ConfigError
-from web.cli.epilog import epilog
-from web.cli.failures import WrongSettings
+from web.cli.terminal.errors import WrongSettings
+from web.cli.terminal.help_text import epilog
 
 if TYPE_CHECKING:
     from discovery.registration import Registration
@@ -129,7 +129,7 @@ def register(
 
     Consul is found by the consul command's own variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN ...
     """
-    from discovery.process import registration_for_command, run_registered
+    from discovery.announce.run_registered import registration_for_command, run_registered
 
     logging.basicConfig(level=logging.INFO, format="lictor: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from web.cli.cache import refuse_missing_file
-from web.cli.configuration import load_settings
-from web.cli.epilog import epilog
+from web.cli.terminal.database import refuse_missing_file
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.settings import load_settings
 
 
 @click.command(
@@ -27,11 +27,11 @@ def serve(bind: str | None) -> None:
     It serves what the cache holds: page, API and health. SIGTERM and SIGINT end it, SIGHUP replaces
     its workers one by one.
     """
-    from web import metrics_files
+    from web.telemetry import multiprocess_metrics
 
     settings = load_settings(bind=bind)
-    metrics_files.share()
-    from manifest_cache.database import Database
+    multiprocess_metrics.share()
+    from manifest_cache.storage.database import Database
 
     database = Database(settings.database_url)
     try:

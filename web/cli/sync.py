@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from web.cli.cache import refuse_missing_file
-from web.cli.configuration import load_all, refuse_faulty_webhooks
-from web.cli.epilog import epilog
+from web.cli.terminal.database import refuse_missing_file
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.settings import load_all, refuse_faulty_webhooks
 
 if TYPE_CHECKING:
     from manifest_cache.sync import Synchronizer
@@ -37,10 +37,10 @@ def sync() -> None:
     from logging.config import dictConfig
 
     from discovery import tracing
-    from manifest_cache.database import Database
+    from manifest_cache.storage.database import Database
     from manifest_cache.sync import Synchronizer
-    from web.logs import logging_config
-    from web.metrics_server import serving_metrics
+    from web.telemetry.logging_config import logging_config
+    from web.telemetry.sync_metrics_server import serving_metrics
 
     settings, consul = load_all()
     refuse_faulty_webhooks(settings)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from web.cli.epilog import epilog
-from web.cli.output import console, counted, plain, show_json
+from web.cli.terminal.help_text import epilog
+from web.cli.terminal.output import console, counted, plain, show_json
 
 if TYPE_CHECKING:
     from rich.text import Text

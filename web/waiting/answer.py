@@ -9,8 +9,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from web.reading import INDEX_HEADER
-from web.whole_answer import Headers, whole_answer
+from web.api.read import INDEX_HEADER
+from web.response_cache.whole_answer import Headers, whole_answer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from manifest_cache.commit_listener import CommitListener
-from manifest_cache.database import StoreError
+from manifest_cache.storage.commit_listener import CommitListener
+from manifest_cache.storage.database import StoreError
 from web.backend import Backend
 from web.waiting.answer import Protocol
+from web.waiting.blocking_queries import Waiter, Waiters
 from web.waiting.connections import Connections
-from web.waiting.question import Question
-from web.waiting.streams import Streams
-from web.waiting.tail import EventFilter, Line
-from web.waiting.waiters import Waiter, Waiters
+from web.waiting.event_streams import Streams
+from web.waiting.event_tail import EventFilter, Line
+from web.waiting.held_request import Question
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from urllib.parse import parse_qsl, unquote_plus
 from werkzeug.datastructures import MIMEAccept, MultiDict
 from werkzeug.http import parse_accept_header
 
-from web.errors import BadParameter, TooManyWatchers, document
-from web.observation import REQUEST_ID_HEADER
-from web.parsing import JSON, query_of
-from web.reading import INDEX_HEADER
-from web.request_schemas import EventsQuery, WaitQuery
-from web.staleness import CONTACT_HEADER, STALE_HEADER
+from web.api.read import INDEX_HEADER
+from web.problems import BadParameter, TooManyWatchers, document
+from web.schemas.freshness import CONTACT_HEADER, STALE_HEADER
+from web.schemas.parsing import JSON, query_of
+from web.schemas.requests import EventsQuery, WaitQuery
+from web.telemetry.request_metrics import REQUEST_ID_HEADER
 from web.waiting.answer import Answer, Protocol, ask, head, kept
+from web.waiting.event_tail import EventFilter
+from web.waiting.held_request import Question
 from web.waiting.hub import Hub
-from web.waiting.question import Question
-from web.waiting.tail import EventFilter
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -1,0 +1,445 @@
+"""Puts one datacenter's picture together: Consul's answers in, whatever order they come in, instances out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from discovery.base import Health, InstanceKey, ServiceInstance
+from discovery.validation import asking_fault
+
+logger = logging.getLogger(__name__)
+
+# Characters of a module's name, a node's and an id together: more fit into no index of SQL.
+_LONGEST_KEY = 600
+_HIGHEST_PORT = 65535
+# What is left out is told once each, up to this number.
+_MOST_TOLD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An instance as `health/service` told it, at an index, with the health that its checks had then.
+
+    It `inherits` its address where it has none of its own: then it is its node's. `written` is the
+    index at which its registration was last written.
+    """
+
+    instance: ServiceInstance
+    index: int
+    unwell: frozenset[Health]
+    inherits: bool
+    written: int
+
+
+_WELL: frozenset[Health] = frozenset()
+_GRAVITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
+
+
+class Mirror:
+    """What is known of one datacenter, put together from answers that arrive in any order.
+
+    An instance's health follows from the watches of unwell checks, and an inherited address from
+    that of the nodes, unless the instance was read at a later index than theirs: then what was
+    read with it holds, until the watch has caught up.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self.names: dict[str, tuple[str, ...]] = {}
+        self._tag = tag
+        self._known: dict[str, dict[InstanceKey, _Known]] = {}
+        # By nodes in lower case, as checks are: to Consul a node that is written otherwise is the same.
+        self._on_node: dict[str, set[InstanceKey]] = {}
+        self._checks: dict[Health, dict[tuple[str, str], frozenset[str]]] = {}
+        self._index: dict[Health, int] = {}
+        self._addresses: dict[str, str] = {}
+        self._addresses_index = 0
+        self._told: dict[InstanceKey, ServiceInstance] = {}
+        self._written: dict[tuple[str, str], tuple[int, str]] | None = None
+        # Instances that were read at a later index than a watch's: their health may turn out
+        # other when it catches up, without any check having been named.
+        self._ahead: set[InstanceKey] = set()
+        # Whatever is told of checks is at least as new as this index, even if Consul's own is lower:
+        # that moves with the checks alone.
+        self._surveyed_at = 0
+        self._left_out: set[str] = set()
+
+    @property
+    def has_states(self) -> bool:
+        return len(self._index) == 2
+
+    @property
+    def nodes(self) -> set[str]:
+        """All nodes, and whichever else instances are known on.
+
+        None before `catalog/nodes` was answered, and none where Consul cannot be asked for one of them.
+        """
+        known = {next(iter(keys)).node for keys in self._on_node.values()}
+        nodes = self._addresses.keys() | known if self._addresses else set()
+        return set() if any(map(asking_fault, nodes)) else nodes
+
+    def instances(self) -> list[ServiceInstance]:
+        return [self._as_known(key) for found in self._known.values() for key in found]
+
+    def catalog_answered(
+        self, services: Mapping[str, Iterable[str]]
+    ) -> tuple[list[str], dict[str, list[InstanceKey]]]:
+        """Takes an answer of `catalog/services`.
+
+        Returns the names of modules that are new or have other tags, and the instances of those
+        that are no modules any longer, by name.
+        """
+        names = self._modules(services)
+        for name in services.keys() - names.keys():
+            if self._tag in (services[name] or ()):
+                self._leave_out(f"service {asking_fault(name)}")
+        renamed = [name for name, tags in names.items() if self.names.get(name) != tags]
+        gone = {name: self._forget(name) for name in self.names if name not in names}
+        self.names = names
+        return renamed, gone
+
+    @property
+    def unread(self) -> set[str]:
+        """The modules of which no instance is known."""
+        return {name for name in self.names if not self._known.get(name)}
+
+    def is_smaller_by_node(self, services: Mapping[str, Iterable[str]], nodes: Sequence[Any]) -> bool:
+        """Whether `catalog/nodes` names fewer nodes, and can be asked for each, than there are modules."""
+        fewer = 0 < len(nodes) < len(self._modules(services))
+        return fewer and not any(map(asking_fault, _addresses(nodes)))
+
+    def node_surveyed(self, data: Mapping[str, Any], index: int) -> None:
+        """Takes an answer of `catalog/node/NODE` at first sight: the checks are taken after all of these."""
+        self._surveyed_at = max(self._surveyed_at, index)
+        for service in (data.get("Services") or {}).values():
+            written = int(service.get("ModifyIndex") or 0)
+            siblings = self._known.get(_text(service.get("Service")), {})
+            known = _read({"Node": data.get("Node"), "Service": service}, written, _first(siblings))
+            if known and self._is_taken(known) and known.instance.module in self.names:
+                key = known.instance.key
+                self._known.setdefault(key.module, {})[key] = known
+                self._on_node.setdefault(key.node.lower(), set()).add(key)
+
+    def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
+        """Takes an answer of `health/state/any`.
+
+        Returns the names of modules of which a check is new, was written since the last such
+        answer, or is gone; none at the first answer.
+        """
+        before = self._written
+        now = self._written = {
+            (_text(check.get("Node")), _text(check.get("CheckID"))): (
+                int(check.get("ModifyIndex") or 0),
+                _text(check.get("ServiceName")),
+            )
+            for check in checks
+            if check.get("ServiceName") in self.names
+        }
+        if before is None:
+            return []
+        differing = set(before.items()) ^ set(now.items())
+        return sorted({name for _, (_, name) in differing if name in self.names})
+
+    def service_answered(
+        self, name: str, entries: Iterable[Any], index: int
+    ) -> tuple[list[ServiceInstance], list[InstanceKey]]:
+        """Takes an answer of `health/service/NAME`; returns the instances that are other, and those gone."""
+        if name not in self.names:
+            return [], []
+        known = self._known.get(name, {})
+        found = self._known[name] = self._instances_of(name, entries, index)
+        for key in found:
+            self._on_node.setdefault(key.node.lower(), set()).add(key)
+            self._ahead.add(key)
+        gone = [key for key in known if key not in found]
+        self._drop(gone)
+        return self._altered(found), gone
+
+    def contradicted(self, name: str, entries: Iterable[Any], index: int) -> set[Health]:
+        """The states that an answer of `health/service/NAME` tells of, and newer watches do not."""
+        # Mostly there is none, and reading an answer takes longer than looking for them.
+        unwell = [entry for entry in entries if _has_unwell_checks(entry)]
+        return {
+            state
+            for known in self._instances_of(name, unwell, index).values()
+            for state in known.unwell & {Health.CRITICAL, Health.WARNING}
+            if not self._is_unwell(known, state)
+        }
+
+    def checks_answered(
+        self, state: Health, checks: Iterable[Any], index: int
+    ) -> tuple[list[ServiceInstance], list[str]]:
+        """Takes an answer of `health/state/STATE`.
+
+        Returns the instances that are worse, and the names of modules to be read because one of
+        their instances seems to be better: a check that left this state may have gone over to the
+        other one, or be gone with its instance, and the answers that tell of it may be yet to come.
+        """
+        before, now = self._checks.get(state, {}), _by_place(checks)
+        self._checks[state], self._index[state] = now, max(index, self._surveyed_at)
+        affected = set(self._ahead)
+        for where in before.keys() | now.keys():
+            if before.get(where) != now.get(where):
+                affected |= self._at(*where)
+        self._ahead = {key for key in self._ahead if self._is_ahead(key)}
+        better = {key for key in affected if self._seems_better(key)}
+        return self._altered(affected - better), sorted({key.module for key in better})
+
+    def nodes_answered(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
+        """Takes an answer of `catalog/nodes`; returns the instances whose address is another."""
+        self._addresses = _addresses(nodes)
+        self._addresses_index = index
+        return self._altered(
+            key
+            for found in self._known.values()
+            for key, known in found.items()
+            if known.inherits
+            and ((told := self._told.get(key)) is None or told.address != self._address(known))
+        )
+
+    # What an answer says that is not known, without taking it
+
+    def differs_in_names(self, services: Mapping[str, Iterable[str]]) -> bool:
+        """Whether an answer of `catalog/services` says anything else of modules than the last one taken."""
+        return self._modules(services) != self.names
+
+    def differs_in_checks(self, state: Health, checks: Iterable[Any]) -> bool:
+        """The same of an answer of `health/state/STATE`."""
+        return _by_place(checks) != self._checks.get(state)
+
+    def differs_in_addresses(self, nodes: Iterable[Any]) -> bool:
+        """The same of an answer of `catalog/nodes`."""
+        return _addresses(nodes) != self._addresses
+
+    def differing(self, name: str, entries: Iterable[Any]) -> list[InstanceKey]:
+        """The instances that an answer of `health/service/NAME` tells of otherwise, but for their health."""
+        known, found = self._known.get(name, {}), self._instances_of(name, entries, 0)
+        return [key for key in known.keys() | found.keys() if not _is_same(known.get(key), found.get(key))]
+
+    def differing_on_node(self, node: str, services: Iterable[Any]) -> set[str]:
+        """The modules of which an answer of `catalog/node/NODE` tells that a service was written, or went."""
+        on_node = self._on_node.get(node.lower(), ())
+        known = {(key.module, key.id, self._known[key.module][key].written) for key in on_node}
+        told = {
+            (_text(service.get("Service")), _text(service.get("ID")), int(service.get("ModifyIndex") or 0))
+            for service in services
+            if self._tag in (service.get("Tags") or ()) and not service.get("Kind")
+        }
+        return {name for name, _, _ in known ^ told if name in self.names}
+
+    def is_behind(self, name: str, index: int) -> bool:
+        """Whether an answer of `health/service/NAME` at this index is older than what is known of it."""
+        return any(known.index > index for known in self._known.get(name, {}).values())
+
+    def written_last(self, name: str) -> tuple[int, str]:
+        """The index at which an instance of a module was registered last, and the node; (0, "") for none."""
+        found = self._known.get(name, {}).items()
+        return max(((known.written, key.node) for key, known in found), default=(0, ""))
+
+    def reading(self, name: str) -> object:
+        """What the last answer of `health/service/NAME` made known: another object after each."""
+        return self._known.get(name)
+
+    def _modules(self, services: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+        return {
+            name: tuple(sorted(tags or ()))
+            for name, tags in services.items()
+            if self._tag in (tags or ()) and (name in self.names or not asking_fault(name))
+        }
+
+    def _instances_of(self, name: str, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
+        found: dict[InstanceKey, _Known] = {}
+        for entry in entries:
+            known = _read(entry, index, _first(found))
+            # To Consul, names are the same that differ by case only: it answers with the instances of all.
+            if known and self._is_taken(known) and known.instance.module == name:
+                found[known.instance.key] = known
+        return found
+
+    def _is_taken(self, known: _Known) -> bool:
+        """Whether it is a module's instance, and one that can be kept."""
+        key = known.instance.key
+        if self._tag not in known.instance.tags:
+            return False
+        if sum(map(len, key)) > _LONGEST_KEY:
+            cut = "/".join(key)[:_LONGEST_KEY]
+            self._leave_out(f"instance {cut!r}… is longer than {_LONGEST_KEY} characters: shorten its id")
+            return False
+        return True
+
+    def _leave_out(self, fault: str) -> None:
+        if fault not in self._left_out and len(self._left_out) < _MOST_TOLD:
+            self._left_out.add(fault)
+            logger.warning("left out of what Consul has: %s", fault)
+
+    def _at(self, node: str, service_id: str) -> set[InstanceKey]:
+        """The instances that a check of this node and service belongs to: all of the node without one."""
+        on_node = self._on_node.get(node, set())
+        return {key for key in on_node if key.id == service_id} if service_id else on_node
+
+    def _is_ahead(self, key: InstanceKey) -> bool:
+        read_at = self._known[key.module][key].index
+        return any(read_at > self._index.get(state, 0) for state in (Health.CRITICAL, Health.WARNING))
+
+    def _as_known(self, key: InstanceKey) -> ServiceInstance:
+        known = self._known[key.module][key]
+        health, address = self._health(known), self._address(known)
+        instance = known.instance
+        # Most are as they were read, and need not be kept twice.
+        if (health, address) != (instance.health, instance.address):
+            instance = replace(instance, health=health, address=address)
+        self._told[key] = instance
+        return instance
+
+    def _altered(self, keys: Iterable[InstanceKey]) -> list[ServiceInstance]:
+        """Those of the instances that are other than when they were last returned."""
+        altered = []
+        for key in keys:
+            told = self._told.get(key)
+            instance = self._as_known(key)
+            if instance != told:
+                altered.append(instance)
+        return altered
+
+    def _seems_better(self, key: InstanceKey) -> bool:
+        told = self._told.get(key)
+        return (
+            told is not None and _GRAVITY[self._health(self._known[key.module][key])] < _GRAVITY[told.health]
+        )
+
+    def _address(self, known: _Known) -> str:
+        if not known.inherits or self._addresses_index < known.index:
+            return known.instance.address
+        return self._addresses.get(known.instance.node) or known.instance.address
+
+    def _health(self, known: _Known) -> Health:
+        unwell = {state for state in (Health.CRITICAL, Health.WARNING) if self._is_unwell(known, state)}
+        if Health.CRITICAL not in unwell:
+            return Health.WARNING if Health.WARNING in unwell else Health.PASSING
+        return Health.MAINTENANCE if self._in_maintenance(known) else Health.CRITICAL
+
+    def _is_unwell(self, known: _Known, state: Health) -> bool:
+        if self._index.get(state, 0) < known.index:
+            return state in known.unwell
+        return bool(self._check_ids(known, state))
+
+    def _in_maintenance(self, known: _Known) -> bool:
+        if self._index.get(Health.CRITICAL, 0) < known.index:
+            return Health.MAINTENANCE in known.unwell
+        return any(_is_maintenance(check) for check in self._check_ids(known, Health.CRITICAL))
+
+    def _check_ids(self, known: _Known, state: Health) -> frozenset[str]:
+        checks = self._checks.get(state, {})
+        key = known.instance.key
+        node = key.node.lower()
+        return checks.get((node, key.id), frozenset()) | checks.get((node, ""), frozenset())
+
+    def _forget(self, name: str) -> list[InstanceKey]:
+        gone = list(self._known.pop(name, {}))
+        self._drop(gone)
+        return gone
+
+    def _drop(self, keys: Iterable[InstanceKey]) -> None:
+        for key in keys:
+            self._told.pop(key, None)
+            self._ahead.discard(key)
+            node = key.node.lower()
+            self._on_node[node].discard(key)
+            if not self._on_node[node]:
+                del self._on_node[node]
+
+
+def _first(found: Mapping[InstanceKey, _Known]) -> ServiceInstance | None:
+    return next((known.instance for known in found.values()), None)
+
+
+def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | None:
+    """One entry of `health/service`; None for what is no instance of a module, a sidecar proxy say.
+
+    What it has in common with a sibling, another instance of the module, is kept once.
+    """
+    node, service = entry.get("Node") or {}, entry.get("Service") or {}
+    if service.get("Kind"):
+        return None
+    meta: Mapping[str, str] = {
+        _shared(name): _shared(value) for name, value in (service.get("Meta") or {}).items()
+    }
+    tags = tuple([_shared(tag) for tag in service.get("Tags") or ()])
+    if sibling is not None:
+        meta = sibling.meta if sibling.meta == meta else meta
+        tags = sibling.tags if sibling.tags == tags else tags
+    instance = ServiceInstance(
+        module=_shared(service.get("Service")),
+        id=_text(service.get("ID")),
+        address=_shared(service.get("Address")) or _shared(node.get("Address")),
+        port=_port(service.get("Port")),
+        scheme=meta.get("scheme", "http"),
+        node=_shared(node.get("Node")),
+        datacenter=_shared(node.get("Datacenter")),
+        tags=tags,
+        meta=meta,
+    )
+    unwell = set()
+    for check in entry.get("Checks") or ():
+        if check.get("Status") in {Health.CRITICAL, Health.WARNING}:
+            unwell.add(Health(check["Status"]))
+        if check.get("Status") == Health.CRITICAL and _is_maintenance(_text(check.get("CheckID"))):
+            unwell.add(Health.MAINTENANCE)
+    return _Known(
+        instance,
+        index,
+        frozenset(unwell) if unwell else _WELL,
+        inherits=not service.get("Address"),
+        written=int(service.get("ModifyIndex") or 0),
+    )
+
+
+def _port(value: Any) -> int:
+    """A port to connect to; 0 for whatever is none, which Consul takes as well."""
+    return value if isinstance(value, int) and 0 < value <= _HIGHEST_PORT else 0
+
+
+def _has_unwell_checks(entry: Any) -> bool:
+    return any(check.get("Status") != Health.PASSING for check in entry.get("Checks") or ())
+
+
+def _is_same(one: _Known | None, other: _Known | None) -> bool:
+    """Whether two readings tell of the same registration: an inherited address is none of its own."""
+    if one is None or other is None:
+        return one is other
+    if one.inherits and other.inherits:
+        return one.instance == replace(other.instance, address=one.instance.address)
+    return one.instance == other.instance
+
+
+def _by_place(checks: Iterable[Any]) -> dict[tuple[str, str], frozenset[str]]:
+    """The ids of checks by their node, in lower case, and service; those of a node have no service."""
+    grouped: dict[tuple[str, str], set[str]] = {}
+    for check in checks:
+        where = (_text(check.get("Node")).lower(), _text(check.get("ServiceID")))
+        grouped.setdefault(where, set()).add(_text(check.get("CheckID")))
+    return {where: frozenset(ids) for where, ids in grouped.items()}
+
+
+def _addresses(nodes: Iterable[Any]) -> dict[str, str]:
+    return {_text(node.get("Node")): _text(node.get("Address")) for node in nodes}
+
+
+def _is_maintenance(check_id: str) -> bool:
+    return check_id == "_node_maintenance" or check_id.startswith("_service_maintenance:")
+
+
+def _text(value: Any) -> str:
+    """Text that every database takes: without NUL and without halves of surrogate pairs."""
+    text = str(value or "")
+    if text.isascii() and "\x00" not in text:
+        return text
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _shared(value: Any) -> str:
+    """The same of what many instances have alike, each kept once."""
+    return sys.intern(_text(value))

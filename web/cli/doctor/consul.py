@@ -1,0 +1,175 @@
+"""Looks at Consul for `lictor doctor`: how to reach it in; how it is, and what the token may do, out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from discovery.consul.api import Call, Reply
+from discovery.consul.client import ConsulClient
+from discovery.consul.config import ConsulConfig
+from discovery.consul.lock_permissions import missing_rights
+from discovery.errors import DiscoveryError, PermissionDenied
+from discovery.settings import ALL, LOCAL
+from web.cli.doctor.check_result import Finding, clock, fail, ok, warn
+from web.cli.terminal.output import counted
+
+if TYPE_CHECKING:
+    from web.settings import Settings
+
+_LIMIT = 3.0
+# The synchronizer's connections, and as many for the modules of this machine and their libraries.
+_CONNECTIONS = 20
+# The header Date has whole seconds.
+_DATE_RESOLUTION = 1.0
+
+_ACLS_ARE_OFF = 401
+_POLICY = 'consul/policies/lictor-read.hcl: service_prefix "" and node_prefix "" with policy = "read"'
+
+
+def look_at_consul(config: ConsulConfig, settings: Settings) -> Iterator[Finding]:
+    with ConsulClient(replace(config, timeout=_LIMIT)) as client:
+        try:
+            leader = client.status_leader().data
+        except DiscoveryError as exc:
+            yield fail(
+                "consul",
+                str(exc),
+                "start a Consul agent (`lictor up --consul dev` has one), or mend the setting",
+            )
+            return
+        if not isinstance(leader, str):
+            told = f"what answers at {config.address} is no Consul: it names {leader!r:.80} as its leader"
+            yield fail("consul", told, "let CONSUL_HTTP_ADDR name a Consul agent")
+            return
+        agent = _agent(client)
+        yield _state(config, leader, agent)
+        yield _token(client)
+        yield _rights(client)
+        if settings.consul_datacenters != (LOCAL,):
+            yield _datacenters(client, settings.consul_datacenters)
+        yield _leading(client, settings.leader_key)
+        yield _connections(agent)
+        yield _clock(client)
+
+
+def _agent(client: ConsulClient) -> dict[str, Any]:
+    """What the agent says of itself; nothing where the token may not ask."""
+    try:
+        told = client.agent_self().data
+    except DiscoveryError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> Finding:
+    own = agent.get("Config", {})
+    version = f"Consul {own['Version']} in {own['Datacenter']}" if "Version" in own else "Consul"
+    if not leader:
+        mend = "let a majority of Consul's servers run: `consul operator raft list-peers` shows them"
+        return fail("consul", f"{version} at {config.address} has no leader", mend)
+    return ok("consul", f"{version} at {config.address} has a leader, {leader}")
+
+
+def _token(client: ConsulClient) -> Finding:
+    try:
+        told = client.acl_self().data
+    except PermissionDenied as exc:
+        if exc.status == _ACLS_ARE_OFF:
+            return ok("consul token", "none is needed: Consul's ACLs are off")
+        if not client.config.token:
+            return ok("consul token", "none is set, so the rights are those of Consul's anonymous token")
+        mend = "put a token that exists into CONSUL_HTTP_TOKEN or the file that CONSUL_HTTP_TOKEN_FILE names"
+        return fail("consul token", "Consul does not know the token", mend)
+    except DiscoveryError as exc:
+        return warn(
+            "consul token", f"Consul does not say what it may do: {exc}", "see the check of the rights"
+        )
+    policies = [policy.get("Name", "?") for policy in (told.get("Policies") or [])]
+    return ok("consul token", f"has the policies {', '.join(policies)}" if policies else "has no policies")
+
+
+def _rights(client: ConsulClient) -> Finding:
+    """Without rights Consul answers 200 and an empty list, so it is asked for what is always there."""
+    mend = f"give the token the policy {_POLICY}"
+    try:
+        nodes, services = client.catalog_nodes(), client.catalog_services()
+    except DiscoveryError as exc:
+        return fail("consul rights", str(exc), mend)
+    if not nodes.data:
+        return fail("consul rights", "no node can be read, though each Consul has one", mend)
+    if not services.data:
+        return fail("consul rights", "no service can be read, not even Consul's own", mend)
+    if "consul" not in services.data or nodes.filtered_by_acls or services.filtered_by_acls:
+        told = f"only {len(services.data)} of the services can be read: modules among the others are not seen"
+        return warn("consul rights", told, mend)
+    told = f"{counted(len(services.data), 'service')} on {counted(len(nodes.data), 'node')} can be read"
+    return ok("consul rights", told)
+
+
+def _datacenters(client: ConsulClient, wanted: Sequence[str]) -> Finding:
+    """Whether those that are followed besides the agent's own are known to it, and answer."""
+    check, mend = "datacenters", "join Consul's servers over the wide area: `consul members -wan` shows them"
+    try:
+        known = client.catalog_datacenters().data
+    except DiscoveryError as exc:
+        return fail(check, str(exc), mend)
+    if unknown := sorted(set(wanted).difference(known, {ALL})):
+        told = f"the agent knows no {', '.join(unknown)}, only {', '.join(sorted(known))}"
+        return fail(check, told, f"mend LICTOR_CONSUL_DATACENTERS, or {mend}")
+    followed = sorted(known if tuple(wanted) == (ALL,) else wanted)
+    silent = [why for why in (_why_silent(client, name) for name in followed) if why]
+    if silent:
+        return fail(check, "; ".join(silent), mend)
+    return ok(check, f"{', '.join(followed)} can be read")
+
+
+def _why_silent(client: ConsulClient, datacenter: str) -> str | None:
+    try:
+        nodes = client.catalog_nodes(dc=datacenter).data
+    except DiscoveryError as exc:
+        return f"{datacenter} cannot be read: {exc}"
+    return None if nodes else f"no node of {datacenter} can be read, though each Consul has one"
+
+
+def _leading(client: ConsulClient, key: str) -> Finding:
+    """Synchronizers get along without the lock, but one that hangs is noticed later then."""
+    try:
+        missing = missing_rights(client, key)
+    except DiscoveryError as exc:
+        return warn("consul lock", str(exc), "see that Consul's servers have a leader")
+    if missing:
+        mend = f"give the token the policy consul/policies/lictor-read.hcl, or its own: {' '.join(missing)}"
+        return warn("consul lock", f"synchronizers may not choose their leader by the key {key}", mend)
+    return ok("consul lock", f"synchronizers may choose their leader by the key {key}")
+
+
+def _connections(agent: dict[str, Any]) -> Finding:
+    limit = agent.get("DebugConfig", {}).get("HTTPMaxConnsPerClient")
+    if not isinstance(limit, int):
+        return ok("consul limits", "are not told to this token")
+    if 0 < limit < _CONNECTIONS:
+        mend = f"set limits {{ http_max_conns_per_client }} of the agent to {_CONNECTIONS} or more"
+        return warn("consul limits", f"the agent takes {limit} connections from one address", mend)
+    return ok("consul limits", f"the agent takes {limit} connections from one address" if limit else "none")
+
+
+def _clock(client: ConsulClient) -> Finding:
+    before = time.time()
+    try:
+        date = client.send(Call(method="GET", path="/v1/status/leader", parse=_date))
+        theirs = parsedate_to_datetime(date).timestamp()
+    except (DiscoveryError, ValueError):
+        return warn(
+            "consul clock", "Consul does not tell the time", "see that no proxy takes the header Date"
+        )
+    ours = (before + time.time()) / 2
+    # It was cut to the second, so on the average the moment was half a second later.
+    return clock("consul clock", "Consul's", theirs + _DATE_RESOLUTION / 2 - ours, _DATE_RESOLUTION)
+
+
+def _date(reply: Reply) -> str:
+    return str(reply.headers.get("Date", ""))
