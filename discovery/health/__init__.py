@@ -1,0 +1,1 @@
+"""Health checks: how a module describes them, and how they are tried."""

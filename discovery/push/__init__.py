@@ -1,0 +1,1 @@
+"""The registry push: a module that registers by HTTP with Lictor itself."""

@@ -1,0 +1,1 @@
+"""How long to wait: durations as people write them, and pauses that grow."""

@@ -1,0 +1,1 @@
+"""Fetches manifests that are due, within bounds."""

@@ -1,0 +1,1 @@
+"""What registries report, judged and written to the tables."""

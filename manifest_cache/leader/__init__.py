@@ -1,0 +1,1 @@
+"""Elects the one synchronizer that writes."""

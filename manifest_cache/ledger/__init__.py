@@ -1,0 +1,1 @@
+"""Writes each change of state together with its event."""

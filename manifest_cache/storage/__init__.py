@@ -1,0 +1,1 @@
+"""The SQL tables, their migrations, and reading them."""

@@ -1,0 +1,1 @@
+"""Renders rows as JSON, and only those that changed."""

@@ -1,0 +1,1 @@
+"""Keeps finished answers while the index stays."""

@@ -1,0 +1,1 @@
+"""Request ids, metrics, traces and logs."""

@@ -1,0 +1,1 @@
+"""Watches Consul: blocking queries in, changes out."""
