@@ -10,7 +10,6 @@ control characters escaped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -112,9 +111,3 @@ class ManifestInvalid(ManifestError):
         more = len(self.faults) - _FAULTS_IN_DETAIL
         head = f"{self.source}: " if self.source else ""
         return head + shown + (f"; and {more} more" if more > 0 else "")
-
-
-def quoted(text: str, limit: int = 80) -> str:
-    """`text` in quotes, cut at `limit` characters, with nothing in it that a terminal or database minds."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return json.dumps(short, ensure_ascii=not short.isprintable())

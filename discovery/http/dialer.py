@@ -15,7 +15,7 @@ import h11
 from discovery.http.address_policy import FetchAllow, Resolve, SystemResolver
 from discovery.http.exchange import Connection, connect
 from discovery.http.url import HttpURL
-from manifest_cache.errors import quoted
+from discovery.text import quoted
 
 ExchangeFailure = Literal["not-allowed", "unreachable", "tls", "timeout", "bad-response"]
 

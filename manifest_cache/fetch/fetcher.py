@@ -29,8 +29,9 @@ from discovery.http.answer import Answer
 from discovery.http.dialer import Dialer, ExchangeFailed, translated_errors
 from discovery.http.exchange import Connection
 from discovery.http.url import HttpURL
+from discovery.text import quoted
 from manifest_cache import metrics
-from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError, quoted
+from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError
 from manifest_cache.fetch.manifest_url import manifest_url
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 

@@ -6,7 +6,8 @@ import re
 
 from discovery.base import ServiceInstance
 from discovery.http.url import DEFAULT_PORT, LONGEST_PORT, HttpURL, is_host
-from manifest_cache.errors import FetchFailed, quoted
+from discovery.text import quoted
+from manifest_cache.errors import FetchFailed
 
 _LONGEST_PATH = 2048
 _VISIBLE_ASCII = re.compile(r"[!-~]+\Z")

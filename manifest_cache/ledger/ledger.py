@@ -11,7 +11,7 @@ from typing import Any
 from sqlmodel import SQLModel
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
-from manifest_cache.errors import quoted
+from discovery.text import quoted
 from manifest_cache.ledger.event_log import EventLog, described, described_error
 from manifest_cache.ledger.fetch_schedule import FetchPlan
 from manifest_cache.ledger.module_summary import HEALTHY, Settlement, new_module

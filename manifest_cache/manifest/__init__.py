@@ -24,7 +24,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from manifest_cache.errors import Fault, ManifestInvalid, quoted
+from discovery.text import quoted
+from manifest_cache.errors import Fault, ManifestInvalid
 from manifest_cache.manifest import strict_json
 from manifest_cache.manifest.canonical_json import canonical_json
 

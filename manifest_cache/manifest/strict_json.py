@@ -19,7 +19,8 @@ from typing import Any
 
 import rfc8785
 
-from manifest_cache.errors import Fault, FaultType, ManifestInvalid, quoted
+from discovery.text import quoted
+from manifest_cache.errors import Fault, FaultType, ManifestInvalid
 
 MAX_DEPTH = 64
 MAX_FAULTS = 100

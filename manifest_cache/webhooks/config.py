@@ -29,7 +29,7 @@ from pydantic import (
 
 from discovery.errors import ConfigError
 from discovery.http.url import DEFAULT_PORT, LONGEST_PORT, HttpURL, is_host
-from manifest_cache.errors import quoted
+from discovery.text import quoted
 from manifest_cache.ledger.event_types import EVENT_TYPES
 
 _LARGEST_FILE = 1024 * 1024

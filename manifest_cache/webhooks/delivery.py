@@ -18,9 +18,9 @@ from discovery.http.address_policy import FetchAllow
 from discovery.http.answer import Answer
 from discovery.http.dialer import Dialer, ExchangeFailed, translated_errors
 from discovery.http.exchange import Connection
+from discovery.text import quoted
 from discovery.timing.backoff import Backoff
 from manifest_cache.db_thread import WriterThread
-from manifest_cache.errors import quoted
 from manifest_cache.metrics import WEBHOOK_DELIVERIES, WEBHOOK_LAG
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import StoreError
