@@ -28,7 +28,9 @@ STUBBORN = [
 WITH_WORKER = [
     sys.executable,
     "-c",
-    "import os, time; worker = os.fork(); print('runs' if worker else 'worker', os.getpid(), flush=True); "
+    # One write a line: two processes print into one pipe, and CI may run Python unbuffered.
+    "import os, time; worker = os.fork(); "
+    "os.write(1, b'%s %d\\n' % (b'runs' if worker else b'worker', os.getpid())); "
     "time.sleep(60)",
 ]
 

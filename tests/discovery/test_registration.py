@@ -300,9 +300,15 @@ def test_a_ttl_check_that_was_removed_by_hand_comes_back(
 ) -> None:
     with register(check=TTLCheck("300ms")) as registration:
         eventually(lambda: status(client, name) == ["passing"])
-        client.api.agent.check.deregister(f"service:{registration.id}")
-        eventually(lambda: status(client, name) == [])
-        eventually(lambda: status(client, name) == ["passing"])
+        check_id = f"service:{registration.id}"
+        first = checks(client, name)[check_id]["CreateIndex"]
+        client.api.agent.check.deregister(check_id)
+
+        def has_come_back() -> bool:
+            check = checks(client, name).get(check_id)
+            return check is not None and check["CreateIndex"] > first and check["Status"] == "passing"
+
+        eventually(has_come_back)
 
 
 def test_an_odd_note_is_passed_on_as_far_as_it_goes(
