@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from benchmarks.bare import Taken
 from benchmarks.stage import HOST, PATIENCE
 from discovery.base import Change, ServiceInstance
+from discovery.registries import configured
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
@@ -64,7 +65,7 @@ class Filled:
         """Runs a synchronizer until every instance has its manifest."""
         database = Database(self._settings.database_url)
         began, used = time.perf_counter(), time.process_time()
-        running = asyncio.create_task(Synchronizer(self._settings, None).run())
+        running = asyncio.create_task(Synchronizer(self._settings, configured(self._settings)).run())
         try:
             await asyncio.to_thread(wait_for_manifests, database, self._instances)
             return Taken(time.perf_counter() - began, time.process_time() - used)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from discovery.announce import process_exit
 from discovery.announce.definition import (
@@ -20,23 +19,21 @@ from discovery.announce.definition import (
 )
 from discovery.announce.keepalive import STOP_LIMIT, Keeper, State
 from discovery.announce.process_peers import Siblings
-from discovery.announce.registrar import Announcer
+from discovery.announce.road import Road, RoadOptions
 from discovery.base import Health
 from discovery.errors import ConfigError
-from discovery.health.checks import Check, TTLCheck
+from discovery.health.checks import Check
+from discovery.registries import REGISTRIES, ROADS
 
 if TYPE_CHECKING:
     from discovery.consul.config import ConsulConfig
 
 logger = logging.getLogger(__name__)
 
-Via = Literal["consul", "push"]
-DEFAULT_LICTOR_URL = "http://127.0.0.1:8080"
+DEFAULT_VIA = "consul"
+
 
 _REPORTABLE = (Health.PASSING, Health.WARNING, Health.CRITICAL)
-_NEAR_PAUSE = 2.0
-_FAR_PAUSE = 15.0
-"""The longest pauses between tries: a registry on this machine is asked more often than a shared one."""
 
 
 def register(
@@ -55,7 +52,7 @@ def register(
     manifest_path: str | None = None,
     version: str | None = None,
     module_tag: str | None = None,
-    via: Via | None = None,
+    via: str | None = None,
     consul: ConsulConfig | None = None,
     lictor_url: str | None = None,
     token: str = "",
@@ -72,7 +69,8 @@ def register(
     sends it along.
 
     What is left out is taken from the environment: `module_tag` from LICTOR_MODULE_TAG, `via` from
-    LICTOR_VIA (`consul` or `push`), `consul` from the consul command's own variables, `lictor_url`
+    LICTOR_VIA (`consul`, the
+    default, or `push`), `consul` from the consul command's own variables, `lictor_url`
     from LICTOR_URL, `token_file` from LICTOR_PUSH_TOKEN_FILE.
 
     Raises ConfigError with every fault of the arguments and of the environment.
@@ -99,14 +97,12 @@ def register(
         )
     except ConfigError as exc:
         faults += exc.faults
-    way = via or environ.get("LICTOR_VIA") or "consul"
+    way = via or environ.get("LICTOR_VIA") or DEFAULT_VIA
+    options = RoadOptions(
+        environ=environ, consul=consul, lictor_url=lictor_url, token=token, token_file=token_file
+    )
     try:
-        if way == "consul":
-            road = _consul_road(consul, environ)
-        elif way == "push":
-            road = _push_road(lictor_url, token, token_file, environ)
-        else:
-            raise ConfigError([f"via (LICTOR_VIA): must be consul or push (got {way!r})"])
+        road = _road(way, options)
     except ConfigError as exc:
         raise ConfigError([*faults, *exc.faults]) from exc
     if announced is not None:
@@ -116,61 +112,12 @@ def register(
     return Registration(announced, road)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Road:
-    """One way to a registry: how it is named, what it cannot carry, and how an announcer for it is made.
-
-    `connect` is called in the thread that keeps a registration; `scope` tells, with an instance's
-    id, one registration from another.
-    """
-
-    name: str
-    scope: Callable[[Announcement], str]
-    faults: Callable[[Announcement], list[str]]
-    connect: Callable[[Announcement], Announcer]
-    longest_pause: float
-    takes_reports: Callable[[Announcement], bool]
-
-
-def _consul_road(given: ConsulConfig | None, environ: Mapping[str, str]) -> Road:
-    # Imported here, like the other road, since a module that goes one way needs no library of the other.
-    from discovery.announce import preload  # noqa: F401
-    from discovery.consul import registrar as via_consul
-    from discovery.consul.config import ConsulConfig
-
-    config = given or ConsulConfig.from_env(environ)
-    if config.scheme == "https":
-        config.ssl_context()
-    return Road(
-        name=f"Consul at {config.address}",
-        scope=lambda own: f"consul {config.address} {config.namespace} {own.id}",
-        faults=via_consul.faults,
-        connect=lambda own: via_consul.ConsulAnnouncer(own, config),
-        longest_pause=_NEAR_PAUSE if config.is_local else _FAR_PAUSE,
-        takes_reports=lambda own: any(isinstance(check, TTLCheck) for check in own.checks),
-    )
-
-
-def _push_road(
-    given: str | None, token: str, token_file: str | Path | None, environ: Mapping[str, str]
-) -> Road:
-    from discovery.announce import preload  # noqa: F401
-    from discovery.push import registrar as via_push
-
-    url = given or environ.get("LICTOR_URL") or DEFAULT_LICTOR_URL
-    named = token_file or (environ.get("LICTOR_PUSH_TOKEN_FILE") if not token else None)
-    file = Path(named) if named else None
-    faults = via_push.url_faults(url) + via_push.token_faults(token, file)
-    if faults:
-        raise ConfigError(faults)
-    return Road(
-        name=f"Lictor at {url}",
-        scope=lambda own: f"push {url} {own.name} {own.id}",
-        faults=via_push.faults,
-        connect=lambda own: via_push.PushAnnouncer(own, url, token=token, token_file=file),
-        longest_pause=_NEAR_PAUSE if via_push.is_local(url) else _FAR_PAUSE,
-        takes_reports=lambda own: True,
-    )
+def _road(way: str, options: RoadOptions) -> Road:
+    registry = REGISTRIES.get(way)
+    road = registry.road(options) if registry else None
+    if road is None:
+        raise ConfigError([f"via (LICTOR_VIA): must be {' or '.join(ROADS)} (got {way!r})"])
+    return road
 
 
 class Registration:

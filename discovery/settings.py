@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from discovery.errors import ConfigError
+from discovery.registries import REGISTRIES
 from discovery.timing.durations import parse_duration
 
 PREFIX = "LICTOR_"
@@ -27,7 +28,15 @@ CommaSeparated = BeforeValidator(_split)
 LOCAL, ALL = "local", "all"
 """Words for several datacenters of Consul, in place of their names."""
 
-RegistryName = Literal["consul", "push"]
+
+def _known(name: str) -> str:
+    if name not in REGISTRIES:
+        raise ValueError(f"{name!r} is no registry; there are {', '.join(REGISTRIES)}")
+    return name
+
+
+RegistryName = Annotated[str, AfterValidator(_known)]
+"""The name of a registry that there is."""
 
 
 class DiscoverySettings(BaseSettings):
@@ -41,7 +50,9 @@ class DiscoverySettings(BaseSettings):
     registries: Annotated[tuple[RegistryName, ...], NoDecode, CommaSeparated] = Field(
         default=("consul", "push"),
         min_length=1,
-        description="The registries that are followed, separated by commas: `consul`, `push`.",
+        description="The registries that are followed, separated by commas: "
+        + ", ".join(f"`{name}`" for name in REGISTRIES)
+        + ".",
     )
     module_tag: str = Field(
         default="module", min_length=1, description="The tag that makes a Consul service a module."
@@ -63,6 +74,23 @@ class DiscoverySettings(BaseSettings):
         default=300.0,
         gt=0,
         description="How often all that is known of Consul is compared with it, besides the watches.",
+    )
+    leader_key: str = Field(
+        default="lictor/leader",
+        pattern=r"^[\w.-]+(/[\w.-]+)*$",
+        description="The key in Consul that the leading synchronizer locks: one for each cache.",
+    )
+    max_drop: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="What share of a registry's instances may go missing at once and be believed at once. "
+        "Up to four always may.",
+    )
+    doubt: Duration = Field(
+        default=120.0,
+        ge=0,
+        description="How long a registry must go on telling of far fewer instances before it is believed.",
     )
 
     @field_validator("consul_datacenters")

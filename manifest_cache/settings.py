@@ -24,11 +24,6 @@ class CacheSettings(DiscoverySettings):
         description="Where the cache is kept: `sqlite:///FILE` (four slashes for an absolute path) or "
         "`postgresql://USER:PASSWORD@HOST/NAME`.",
     )
-    leader_key: str = Field(
-        default="lictor/leader",
-        pattern=r"^[\w.-]+(/[\w.-]+)*$",
-        description="The key in Consul that the leading synchronizer locks: one for each cache.",
-    )
     manifest_path: str = Field(
         default="/manifest",
         description="Where a module serves its manifest, unless its meta `manifest_path` says otherwise.",
@@ -62,18 +57,6 @@ class CacheSettings(DiscoverySettings):
         gt=0,
         description="How often known manifests are asked for again (`If-None-Match`): of each module and "
         "version one healthy instance, in turn.",
-    )
-    max_drop: float = Field(
-        default=0.3,
-        ge=0,
-        le=1,
-        description="What share of a registry's instances may go missing at once and be believed at once. "
-        "Up to four always may.",
-    )
-    doubt: Duration = Field(
-        default=120.0,
-        ge=0,
-        description="How long a registry must go on telling of far fewer instances before it is believed.",
     )
     event_retention: Duration = Field(
         default=90 * 86400.0,

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from discovery.base import Lost, Watcher
-from discovery.consul.config import ConsulConfig
-from discovery.consul.lock import ConsulLock
+from discovery.registry import Registry, RegistryLock
 from discovery.timing.backoff import Backoff
 from discovery.watch_loop import follow
 from manifest_cache.db_thread import WriterThread
@@ -26,7 +25,6 @@ from manifest_cache.ingest.push_registry import PushRegistry
 from manifest_cache.ingest.store import Store
 from manifest_cache.leader.election import Election, own_name
 from manifest_cache.metrics import STORING_SECONDS
-from manifest_cache.registries import Registries
 from manifest_cache.retention.housekeeping import Housekeeping
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, FencedDatabase, StoreUnavailable
@@ -54,15 +52,13 @@ _ASLEEP = timedelta(seconds=3 * LONGEST)
 class Synchronizer:
     """Keeps a database in step with the registries that `settings` name, or stands by while another does.
 
-    `consul` says how to reach Consul; it may be None where `consul` is not among the registries.
-    The database must have the current schema.
+    `registries` are those, configured (`discovery.registries.configured`). The database must have
+    the current schema.
     """
 
-    def __init__(self, settings: CacheSettings, consul: ConsulConfig | None) -> None:
-        if consul is None and "consul" in settings.registries:
-            raise ValueError("the consul registry is followed, so a ConsulConfig is needed")
+    def __init__(self, settings: CacheSettings, registries: Sequence[Registry]) -> None:
         self._settings = settings
-        self._consul = consul if "consul" in settings.registries else None
+        self._registries = registries
 
     async def run(self) -> None:
         """Runs until it is cancelled, and ends within two seconds then.
@@ -76,28 +72,27 @@ class Synchronizer:
         finally:
             database.close()
 
-    def _lock(self, name: str) -> ConsulLock | None:
-        if self._consul is None:
-            return None
-        return ConsulLock(self._consul, key=self._settings.leader_key, holder=name)
+    def _lock(self, name: str) -> RegistryLock | None:
+        """The lock of the first registry that has one."""
+        return next((lock for registry in self._registries if (lock := registry.lock(name))), None)
 
     async def _lead(self, database: FencedDatabase) -> None:
-        await Term(self._settings, self._consul, database).run()
+        await Term(self._settings, self._registries, database).run()
 
 
 class Term:
     """The time in which this process leads: all that a synchronizer does for the cache, it does in one."""
 
     def __init__(
-        self, settings: CacheSettings, consul: ConsulConfig | None, database: FencedDatabase
+        self, settings: CacheSettings, registries: Sequence[Registry], database: FencedDatabase
     ) -> None:
         self._settings = settings
         self._database = database
         self._store = Store(self._database, settings)
         self._push = PushRegistry(self._database, settings)
-        self._registries = Registries(settings, consul)
+        self._registries = registries
         self._inbox = Inbox()
-        self._beliefs = Beliefs(settings.max_drop, settings.doubt)
+        self._beliefs = Beliefs({registry.name: registry.policy for registry in registries})
         self._webhooks = Webhooks(self._database, settings)
         self._leases = asyncio.Event()
         self._requests = asyncio.Event()
@@ -125,7 +120,7 @@ class Term:
                 keeper = Housekeeping(self._database, self._settings)
                 group.create_task(keeper.run(), name="keep house")
                 group.create_task(self._webhooks.run(), name="webhooks")
-                if "push" in self._settings.registries:
+                if any(registry.confirmed_by == "lease" for registry in self._registries):
                     group.create_task(self._expire(), name="expire")
         finally:
             self._thread.close(_CLOSING)
@@ -138,7 +133,12 @@ class Term:
 
     async def _follow_registries(self) -> None:
         known = await self._patiently("read sources", self._store.sources)
-        async with aclosing(self._registries.watchers(known)) as watchers:
+        for registry in self._registries:
+            following = self._follow_registry(registry, known)
+            self._group.create_task(following, name=f"follow registry {registry.name}")
+
+    async def _follow_registry(self, registry: Registry, known: Collection[str]) -> None:
+        async with aclosing(registry.watchers(known)) as watchers:
             async for one in watchers:
                 if isinstance(one, Lost):
                     self._inbox.put(one)

@@ -29,8 +29,8 @@ from discovery.client.disk_cache import CatalogCopy
 from discovery.client.feed import CatalogFeed
 from discovery.client.snapshot import Instance, Module, View
 from discovery.errors import ConfigError, NoInstance, RegistryUnavailable
+from discovery.lictor_url import DEFAULT_LICTOR_URL
 from discovery.push.registrar import url_faults
-from discovery.registration import DEFAULT_LICTOR_URL
 
 __all__ = ["AsyncCatalog", "Catalog", "Changed", "Instance", "Module"]
 

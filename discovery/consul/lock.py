@@ -79,6 +79,8 @@ class ConsulLock:
     have the lock then. `changed` is set when the lock was got or lost. `holder` tells processes apart.
     """
 
+    registry = "consul"
+
     def __init__(self, config: ConsulConfig, *, key: str, holder: str) -> None:
         self._config = replace(config, timeout=min(config.timeout, _CALL_TIMEOUT))
         self._key = key

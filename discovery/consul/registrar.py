@@ -13,6 +13,7 @@ from urllib.parse import quote
 from discovery.announce.definition import Announcement
 from discovery.announce.own_address import own_address_towards
 from discovery.announce.registrar import MayRestore, first_of, fitting
+from discovery.announce.road import FAR_PAUSE, NEAR_PAUSE, Road, RoadOptions
 from discovery.base import Health
 from discovery.consul.api import Call
 from discovery.consul.client import AsyncConsulClient
@@ -208,3 +209,20 @@ def definition(announcement: Announcement, address: str, said: Health = Health.P
             entry["DeregisterCriticalServiceAfter"] = format_duration(announcement.deregister_after)
         body["Checks"].append(entry | check.definition(target))
     return body
+
+
+def consul_road(options: RoadOptions) -> Road:
+    """Registers with a Consul agent, by default that of the consul command's own variables."""
+    from discovery.announce import preload  # noqa: F401
+
+    config = options.consul or ConsulConfig.from_env(options.environ)
+    if config.scheme == "https":
+        config.ssl_context()
+    return Road(
+        name=f"Consul at {config.address}",
+        scope=lambda own: f"consul {config.address} {config.namespace} {own.id}",
+        faults=faults,
+        connect=lambda own: ConsulAnnouncer(own, config),
+        longest_pause=NEAR_PAUSE if config.is_local else FAR_PAUSE,
+        takes_reports=lambda own: any(isinstance(check, TTLCheck) for check in own.checks),
+    )

@@ -17,10 +17,18 @@ import httpx
 from discovery.announce.definition import Announcement
 from discovery.announce.own_address import own_address_towards
 from discovery.announce.registrar import MayRestore, first_of, fitting
+from discovery.announce.road import FAR_PAUSE, NEAR_PAUSE, Road, RoadOptions
 from discovery.base import Health
-from discovery.errors import PermissionDenied, RegistryRejected, RegistryUnavailable, UnknownInstance
+from discovery.errors import (
+    ConfigError,
+    PermissionDenied,
+    RegistryRejected,
+    RegistryUnavailable,
+    UnknownInstance,
+)
 from discovery.health.checks import Target, TTLCheck
 from discovery.health.probe import Probe
+from discovery.lictor_url import DEFAULT_LICTOR_URL
 from discovery.timing.durations import format_duration
 from discovery.validation import asking_fault
 
@@ -299,3 +307,25 @@ def _explained(answer: httpx.Response) -> str:
 def _retry_after(answer: httpx.Response) -> float | None:
     text = answer.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else None
+
+
+def push_road(options: RoadOptions) -> Road:
+    """Registers with Lictor itself, by default that of LICTOR_URL."""
+    from discovery.announce import preload  # noqa: F401
+
+    url = options.lictor_url or options.environ.get("LICTOR_URL") or DEFAULT_LICTOR_URL
+    named = options.token_file or (
+        options.environ.get("LICTOR_PUSH_TOKEN_FILE") if not options.token else None
+    )
+    file = Path(named) if named else None
+    wrong = url_faults(url) + token_faults(options.token, file)
+    if wrong:
+        raise ConfigError(wrong)
+    return Road(
+        name=f"Lictor at {url}",
+        scope=lambda own: f"push {url} {own.name} {own.id}",
+        faults=faults,
+        connect=lambda own: PushAnnouncer(own, url, token=options.token, token_file=file),
+        longest_pause=NEAR_PAUSE if is_local(url) else FAR_PAUSE,
+        takes_reports=lambda own: True,
+    )

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+from discovery.registries import registry_of
+from discovery.registry import Policy
+
+# Of a registry that is not followed any longer nothing comes that could be doubted.
+_BELIEVED = Policy(max_drop=1.0, doubt=0.0)
 
 AT_LEAST = 5
 """So many instances must be missing at once, whatever the share, unless a source tells of none at all."""
@@ -158,9 +163,9 @@ class Picture:
 class Beliefs:
     """The pictures of all sources: what registries and operators say in, what to write down out."""
 
-    def __init__(self, max_drop: float, patience: float) -> None:
-        self._max_drop = max_drop
-        self._patience = patience
+    def __init__(self, policies: Mapping[str, Policy]) -> None:
+        """Policies by the registry's name."""
+        self._policies = policies
         self._pictures: dict[str, Picture] = {}
 
     def start_from(self, believed: Mapping[str, Iterable[InstanceKey]]) -> None:
@@ -195,5 +200,6 @@ class Beliefs:
 
     def _picture(self, source: str) -> Picture:
         if source not in self._pictures:
-            self._pictures[source] = Picture(source, self._max_drop, self._patience)
+            policy = self._policies.get(registry_of(source), _BELIEVED)
+            self._pictures[source] = Picture(source, policy.max_drop, policy.doubt)
         return self._pictures[source]

@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from discovery.consul.lock import ConsulLock
+from discovery.registry import RegistryLock
 from discovery.timing.backoff import Backoff
 from manifest_cache.db_thread import WriterThread
 from manifest_cache.leader import database_lock
@@ -42,7 +42,6 @@ PATIENCE = 10.0
 
 _LOOK_EVERY = 0.5
 _CLOSING = 0.5
-_CONSUL = "consul"
 _DATABASE = "database"
 
 
@@ -52,11 +51,11 @@ def own_name() -> str:
 
 
 class Election:
-    """One candidate. `consul` is None where Consul is not followed; the database must have the schema."""
+    """One candidate. `registry_lock` is None where no registry has one; the database must have the schema."""
 
-    def __init__(self, database: Database, consul: ConsulLock | None, name: str) -> None:
+    def __init__(self, database: Database, registry_lock: RegistryLock | None, name: str) -> None:
         self._database = database
-        self._consul = consul
+        self._registry_lock = registry_lock
         self._name = name
         self._lease = Lease(database)
         self._lock = database_lock.for_database(database)
@@ -70,7 +69,7 @@ class Election:
     async def run(self, lead: Lead) -> None:
         """Stands by and leads by turns until cancelled; raises SchemaMismatch, and what `lead` raises."""
         self._thread = WriterThread("lictor leadership")
-        locking = asyncio.create_task(self._keep_consuls_lock(), name="Consul's lock")
+        locking = asyncio.create_task(self._keep_registry_lock(), name="registry lock")
         try:
             while True:
                 await self._lead(await self._stand_by(), lead)
@@ -84,10 +83,10 @@ class Election:
             await asyncio.gather(locking, return_exceptions=True)
             self._thread.close(0)
 
-    async def _keep_consuls_lock(self) -> None:
-        if self._consul is not None:
+    async def _keep_registry_lock(self) -> None:
+        if self._registry_lock is not None:
             try:
-                await self._consul.run()
+                await self._registry_lock.run()
             except Exception:
                 logger.exception("Consul's lock is not used any more, because of an error")
 
@@ -107,9 +106,12 @@ class Election:
             if leader.holder and leader.holder != told:
                 logger.info("standing by: holder=%s leads since=%s", leader.holder, leader.since)
                 told = leader.holder
-            if self._consul is not None:
+            if self._registry_lock is not None:
                 # A lock that the leader does not hold tells nothing of it, and is the leader's to seek.
-                self._consul.seek(had_it=False) if _CONSUL in leader.locks else self._consul.forgo()
+                if self._registry_lock.registry in leader.locks:
+                    self._registry_lock.seek(had_it=False)
+                else:
+                    self._registry_lock.forgo()
             await self._news(_LOOK_EVERY)
 
     def _try_to_lead(self) -> FencedDatabase | None:
@@ -141,8 +143,9 @@ class Election:
         """What makes the lead free for this process; None if it is not."""
         if seen.holder is None:
             return "nobody led"
-        if self._consul is not None and self._consul.held and _CONSUL in seen.locks:
-            return f"{seen.holder} has lost its lock in Consul"
+        lock = self._registry_lock
+        if lock is not None and lock.held and lock.registry in seen.locks:
+            return f"{seen.holder} has lost its lock in {lock.registry.capitalize()}"
         if _DATABASE in seen.locks and self._lock.acquire():
             return f"{seen.holder} has lost its lock on the database"
         return f"{seen.holder} was silent for {PATIENCE:g} s" if silent else None
@@ -152,8 +155,8 @@ class Election:
         LEADER.set(1)
         LEADERSHIP_CHANGES.inc()
         self._held.clear()
-        if self._consul is not None:
-            self._consul.seek(had_it=True)
+        if self._registry_lock is not None:
+            self._registry_lock.seek(had_it=True)
         tasks = [
             asyncio.ensure_future(lead(fenced)),
             asyncio.create_task(self._renew(fenced), name="renew the lease"),
@@ -188,8 +191,8 @@ class Election:
         # One that was held is named for ever: whoever has got it since may lead.
         if self._lock.acquire():
             self._held.add(_DATABASE)
-        if self._consul is not None and self._consul.held:
-            self._held.add(_CONSUL)
+        if self._registry_lock is not None and self._registry_lock.held:
+            self._held.add(self._registry_lock.registry)
         self._lease.renew(fenced, self._held)
 
     def _stand_down(self) -> None:
@@ -203,14 +206,14 @@ class Election:
             self._lock.release()
 
     async def _news(self, seconds: float) -> None:
-        """Waits until Consul's lock is got or lost, or for so long."""
-        if self._consul is None:
+        """Waits until the registry's lock is got or lost, at most `seconds`."""
+        if self._registry_lock is None:
             await asyncio.sleep(seconds)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._consul.changed.wait()
-        self._consul.changed.clear()
+                await self._registry_lock.changed.wait()
+        self._registry_lock.changed.clear()
 
 
 class _Silence:

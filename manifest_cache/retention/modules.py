@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
-from manifest_cache.ingest.push_registry import SOURCE as PUSH
+from discovery.registries import confirmed_by
 from manifest_cache.ledger.ledger import Ledger
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
@@ -126,7 +126,7 @@ class Forgetting:
     def _is_heard(self, source: Source) -> bool:
         if not source.is_current:
             return False
-        if source.name == PUSH:
+        if confirmed_by(source.name) == "lease":
             # A module that could not register while nobody served has done so by then.
             return utc_now() - self._began >= timedelta(seconds=self._settings.deregister_after)
         return source.last_contact is not None and source.last_contact >= self._began

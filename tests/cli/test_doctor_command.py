@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from discovery import check_result
 from tests.cli.command import LICTOR, Lictor
 from tests.consul_server import (
     ConsulServer,
@@ -21,12 +22,11 @@ from tests.consul_server import (
 )
 from tests.postgres_server import PostgresServer
 from tests.web.filling import Cache, instance
-from web.cli.doctor import check_result
 
 POLICY = Path(__file__).parents[2] / "consul" / "policies" / "lictor-read.hcl"
 
 
-def findings(lictor: Lictor, **settings: str) -> dict[str, dict[str, str]]:
+def results(lictor: Lictor, **settings: str) -> dict[str, dict[str, str]]:
     told = lictor.json("doctor", **settings)
     found = {check["check"]: check for check in told["checks"]}
     assert told["ok"] is all(check["status"] != "fail" for check in found.values())
@@ -41,11 +41,11 @@ def test_all_is_well(lictor: Lictor, cache: Cache, consul: RunningConsul) -> Non
     lictor.settings["CONSUL_HTTP_ADDR"] = consul.http_addr
     lictor.serve()
     lictor.start("sync").wait_for("following source=consul")
-    eventually(lambda: findings(lictor).get("source consul"))
+    eventually(lambda: results(lictor).get("source consul"))
     done = lictor.run("doctor")
     assert done.returncode == 0, done.stdout
     assert "0 failed" in done.stdout
-    assert set(statuses(findings(lictor)).values()) == {"ok"}
+    assert set(statuses(results(lictor)).values()) == {"ok"}
 
 
 def test_a_consul_that_is_away(lictor: Lictor, cache: Cache) -> None:
@@ -62,7 +62,7 @@ def test_what_answers_is_no_consul(
 ) -> None:
     for _ in range(2):
         scripted_consul.answer(said)
-    found = findings(lictor, CONSUL_HTTP_ADDR=scripted_consul.http_addr)
+    found = results(lictor, CONSUL_HTTP_ADDR=scripted_consul.http_addr)
     assert found["consul"]["status"] == "fail"
     assert "is no Consul" in found["consul"]["detail"]
     assert "CONSUL_HTTP_ADDR" in found["consul"]["mend"]
@@ -70,7 +70,7 @@ def test_what_answers_is_no_consul(
 
 
 def test_without_consul_it_is_not_looked_at(lictor: Lictor, cache: Cache) -> None:
-    assert not [name for name in findings(lictor, LICTOR_REGISTRIES="push") if name.startswith("consul")]
+    assert not [name for name in results(lictor, LICTOR_REGISTRIES="push") if name.startswith("consul")]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_rights_of_a_token(
     lictor: Lictor, cache: Cache, guarded: ConsulServer, rules: str, status: str, told: str
 ) -> None:
     token = guarded.create_token(rules)
-    found = findings(lictor, CONSUL_HTTP_ADDR=guarded.http_addr, CONSUL_HTTP_TOKEN=token)
+    found = results(lictor, CONSUL_HTTP_ADDR=guarded.http_addr, CONSUL_HTTP_TOKEN=token)
     assert found["consul"]["status"] == "ok"
     assert found["consul token"]["status"] == "ok"
     assert found["consul rights"]["status"] == status
@@ -106,10 +106,10 @@ def test_the_rights_of_a_token(
 def test_the_rights_to_lead(lictor: Lictor, cache: Cache, guarded: ConsulServer) -> None:
     where = {"CONSUL_HTTP_ADDR": guarded.http_addr, "LICTOR_LEADER_KEY": "lictor/a"}
     token = guarded.create_token(POLICY.read_text())
-    assert findings(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]["status"] == "ok"
+    assert results(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]["status"] == "ok"
     reading = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } '
     token = guarded.create_token(reading + 'session_prefix "" { policy = "write" }')
-    found = findings(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]
+    found = results(lictor, **where, CONSUL_HTTP_TOKEN=token)["consul lock"]
     assert found["status"] == "warn"
     assert 'key "lictor/a" { policy = "write" }' in found["mend"]
     assert 'service "lictor" { policy = "write" }' in found["mend"]
@@ -122,11 +122,11 @@ def test_the_rights_to_lead(lictor: Lictor, cache: Cache, guarded: ConsulServer)
 def test_which_synchronizer_leads(lictor: Lictor, cache: Cache) -> None:
     leader = lictor.start("sync", LICTOR_REGISTRIES="push")
     name = leader.wait_for(r"leading holder=(\S+)")[1]
-    found = findings(lictor)["synchronizer"]
+    found = results(lictor)["synchronizer"]
     assert found["status"] == "ok"
     assert found["detail"].startswith(f"{name} leads since ")
     leader.end()
-    assert findings(lictor)["synchronizer"]["status"] == "warn"
+    assert results(lictor)["synchronizer"]["status"] == "warn"
 
 
 def test_the_datacenters_that_are_followed(
@@ -134,23 +134,23 @@ def test_the_datacenters_that_are_followed(
 ) -> None:
     one, two = consul_server(), consul_server(hcl=['datacenter = "dc2"'])
     lictor.settings["CONSUL_HTTP_ADDR"] = one.http_addr
-    assert "datacenters" not in findings(lictor)
-    found = findings(lictor, LICTOR_CONSUL_DATACENTERS="dc1,dc2")["datacenters"]
+    assert "datacenters" not in results(lictor)
+    found = results(lictor, LICTOR_CONSUL_DATACENTERS="dc1,dc2")["datacenters"]
     assert (found["status"], found["detail"]) == ("fail", "the agent knows no dc2, only dc1")
     assert found["mend"].startswith("mend LICTOR_CONSUL_DATACENTERS, or join Consul's servers")
     federate(one, two)
     for wanted in ("dc1,dc2", "all"):
-        found = findings(lictor, LICTOR_CONSUL_DATACENTERS=wanted)["datacenters"]
+        found = results(lictor, LICTOR_CONSUL_DATACENTERS=wanted)["datacenters"]
         assert (found["status"], found["detail"]) == ("ok", "dc1, dc2 can be read")
     two.pause()
-    found = findings(lictor, LICTOR_CONSUL_DATACENTERS="all")["datacenters"]
+    found = results(lictor, LICTOR_CONSUL_DATACENTERS="all")["datacenters"]
     assert found["status"] == "fail"
     assert found["detail"].startswith("dc2 cannot be read: ")
     two.resume()
 
 
 def test_no_token_where_one_is_needed(lictor: Lictor, cache: Cache, guarded: ConsulServer) -> None:
-    found = findings(lictor, CONSUL_HTTP_ADDR=guarded.http_addr)
+    found = results(lictor, CONSUL_HTTP_ADDR=guarded.http_addr)
     assert found["consul rights"]["status"] == "fail"
     assert "anonymous" in found["consul token"]["detail"]
 
@@ -166,11 +166,11 @@ def test_an_unknown_token(lictor: Lictor, cache: Cache, guarded: ConsulServer) -
 def test_version_and_limit_are_told_to_who_may_know(
     lictor: Lictor, cache: Cache, guarded: ConsulServer, consul_server: Callable[..., ConsulServer]
 ) -> None:
-    found = findings(lictor, CONSUL_HTTP_ADDR=guarded.http_addr, CONSUL_HTTP_TOKEN=guarded.management_token)
+    found = results(lictor, CONSUL_HTTP_ADDR=guarded.http_addr, CONSUL_HTTP_TOKEN=guarded.management_token)
     assert "Consul 1." in found["consul"]["detail"]
     assert "in dc1" in found["consul"]["detail"]
     few = consul_server(hcl=["limits { http_max_conns_per_client = 3 }"])
-    limits = findings(lictor, CONSUL_HTTP_ADDR=few.http_addr)["consul limits"]
+    limits = results(lictor, CONSUL_HTTP_ADDR=few.http_addr)["consul limits"]
     assert limits["status"] == "warn"
     assert "takes 3 connections" in limits["detail"]
 
@@ -192,20 +192,20 @@ def test_clocks_that_differ(seconds: float, status: str, told: str) -> None:
 
 
 def test_a_database_that_is_not_there(lictor: Lictor) -> None:
-    found = findings(lictor)["database"]
+    found = results(lictor)["database"]
     assert (found["status"], found["mend"]) == ("fail", "run `lictor migrate`")
     assert not lictor.database.exists()
 
 
 def test_a_folder_that_is_not_there(lictor: Lictor) -> None:
-    found = findings(lictor, LICTOR_DATABASE_URL=f"sqlite:///{lictor.folder}/data/lictor.db")
+    found = results(lictor, LICTOR_DATABASE_URL=f"sqlite:///{lictor.folder}/data/lictor.db")
     assert found["database folder"]["status"] == "fail"
     assert found["database folder"]["mend"] == f"make it: mkdir -p {lictor.folder}/data"
 
 
 def test_a_database_that_is_locked(lictor: Lictor, cache: Cache) -> None:
     with cache.database.write():
-        found = findings(lictor)
+        found = results(lictor)
     assert found["database"]["status"] == "ok"
     assert found["database writing"]["status"] == "fail"
     assert "locked" in found["database writing"]["detail"]
@@ -213,9 +213,9 @@ def test_a_database_that_is_locked(lictor: Lictor, cache: Cache) -> None:
 
 def test_a_database_server(lictor: Lictor, postgres: PostgresServer) -> None:
     url = postgres.create_database()
-    assert findings(lictor, LICTOR_DATABASE_URL=url)["database"]["status"] == "fail"
+    assert results(lictor, LICTOR_DATABASE_URL=url)["database"]["status"] == "fail"
     lictor.run("migrate", LICTOR_DATABASE_URL=url)
-    found = findings(lictor, LICTOR_DATABASE_URL=url)
+    found = results(lictor, LICTOR_DATABASE_URL=url)
     for check in ("database", "database writing", "database clock"):
         assert found[check]["status"] == "ok"
 
@@ -229,35 +229,35 @@ def test_a_database_server_that_is_away(lictor: Lictor) -> None:
 
 
 def test_a_registry_that_is_lost_and_a_synchronizer_that_never_ran(lictor: Lictor, cache: Cache) -> None:
-    assert findings(lictor)["synchronizer"]["status"] == "warn"
+    assert results(lictor)["synchronizer"]["status"] == "warn"
     cache.announce(instance("financial"))
     cache.lose(reason="connection refused")
-    found = findings(lictor)["source consul"]
+    found = results(lictor)["source consul"]
     assert found["status"] == "warn"
     assert "connection refused" in found["detail"]
 
 
 def test_a_token_file_that_is_not_there(lictor: Lictor, cache: Cache) -> None:
-    found = findings(lictor, LICTOR_PUSH_TOKEN_FILE="/nowhere/token")["push"]
+    found = results(lictor, LICTOR_PUSH_TOKEN_FILE="/nowhere/token")["push"]
     assert found["status"] == "fail"
     assert "/nowhere/token cannot be read" in found["detail"]
     token = lictor.folder / "token"
     token.write_text("letters-and-digits-1\n")
-    assert findings(lictor, LICTOR_PUSH_TOKEN_FILE=str(token))["push"]["status"] == "ok"
+    assert results(lictor, LICTOR_PUSH_TOKEN_FILE=str(token))["push"]["status"] == "ok"
 
 
 def test_pushing_that_is_refused(lictor: Lictor, cache: Cache) -> None:
     port = lictor.settings["LICTOR_BIND"].rpartition(":")[2]
-    found = findings(lictor, LICTOR_BIND=f"0.0.0.0:{port}")["push"]
+    found = results(lictor, LICTOR_BIND=f"0.0.0.0:{port}")["push"]
     assert found["status"] == "warn"
     assert "LICTOR_PUSH_TOKEN_FILE" in found["mend"]
 
 
 def test_the_web_server(lictor: Lictor, cache: Cache) -> None:
-    assert findings(lictor)["web server"]["status"] == "warn"
+    assert results(lictor)["web server"]["status"] == "warn"
     socket = f"unix:{lictor.folder}/socket"
     lictor.start("serve", "--bind", socket).wait_for("serving on")
-    eventually(lambda: findings(lictor, LICTOR_BIND=socket)["web server"]["status"] == "ok")
+    eventually(lambda: results(lictor, LICTOR_BIND=socket)["web server"]["status"] == "ok")
     port = lictor.settings["LICTOR_BIND"].rpartition(":")[2]
     stranger = subprocess.Popen(
         [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1"],
@@ -266,7 +266,7 @@ def test_the_web_server(lictor: Lictor, cache: Cache) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while (found := findings(lictor)["web server"])["status"] == "warn":
+        while (found := results(lictor)["web server"])["status"] == "warn":
             assert stranger.poll() is None
     finally:
         stranger.terminate()

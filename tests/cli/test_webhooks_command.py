@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
+from discovery.check_result import CheckResult
 from manifest_cache.storage.models import Event
 from tests.cli.command import Lictor, Running
-from tests.cli.test_doctor_command import findings
+from tests.cli.test_doctor_command import results
 from tests.consul_server import eventually
 from tests.web.filling import Cache, instance
 from tests.webhook_receiver import Answer, WebhookReceiver
-from web.cli.doctor.check_result import Finding
-from web.cli.doctor.webhooks import look_at_webhooks
+from web.cli.doctor.webhooks import check_webhooks
 
 NAMES = [f"module-{number}" for number in range(30)]
 
@@ -97,14 +97,14 @@ def test_a_faulty_file_is_refused(lictor: Lictor, cache: Cache, file: Path, comm
 
 
 def test_doctor(lictor: Lictor, cache: Cache, receiver: WebhookReceiver, file: Path) -> None:
-    def looked() -> dict[str, Finding]:
-        found = look_at_webhooks(file, f"sqlite:///{lictor.database}")
-        return {finding.check: finding for finding in found}
+    def looked() -> dict[str, CheckResult]:
+        found = check_webhooks(file, f"sqlite:///{lictor.database}")
+        return {result.check: result for result in found}
 
     assert looked()["webhooks"].status == "ok"
     assert "the synchronizer does not know it yet" in looked()["webhook audit"].detail
     assert started(lictor).end() == 0
-    found = findings(lictor)
+    found = results(lictor)
     assert found["webhook audit"]["detail"] == f"{receiver.origin} has all events"
     cache.push(instance("a"))
     assert looked()["webhook audit"].status == "ok", "what has just happened may be under way"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from discovery.registries import configured
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
 from manifest_cache.storage.models import Instance, Source
@@ -48,7 +49,7 @@ def test_one_that_is_cut_off_turns_stale_alone(
     def connected() -> dict[str, bool]:
         return {name: source.is_current for name, source in sources().items()}
 
-    with Beside(lambda: Synchronizer(settings, one.config()).run()):
+    with Beside(lambda: Synchronizer(settings, configured(settings, {}, {"consul": one.config()})).run()):
         eventually(lambda: places("near") == [("consul", "dc1")])
         eventually(lambda: places("far") == [("consul/dc2", "dc2")])
         eventually(lambda: places("both") == [("consul", "dc1"), ("consul/dc2", "dc2")])
@@ -58,11 +59,8 @@ def test_one_that_is_cut_off_turns_stale_alone(
         with one.client() as client:
             client.register(definition("nearer"))
         eventually(lambda: places("nearer"))
-    with Beside(
-        lambda: Synchronizer(
-            settings.model_copy(update={"consul_datacenters": ("local",)}), one.config()
-        ).run()
-    ):
+    near = settings.model_copy(update={"consul_datacenters": ("local",)})
+    with Beside(lambda: Synchronizer(near, configured(near, {}, {"consul": one.config()})).run()):
         eventually(lambda: connected() == {"consul": True, "consul/dc2": False})
         assert places("near") == [("consul", "dc1")], "going over to a list and back renames nothing"
     database.close()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
+from discovery.registry import Policy
 from manifest_cache.ingest.plausibility import Accept, Beliefs, Doubted, Trusted, Update
 
 PATIENCE = 120.0
@@ -39,7 +40,7 @@ def doubted(updates: Sequence[Update]) -> bool:
 
 @pytest.fixture
 def beliefs() -> Beliefs:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     assert not doubted(beliefs.hear(complete(100), 0))
     return beliefs
 
@@ -72,19 +73,19 @@ def test_one_by_one_is_believed_at_once(beliefs: Beliefs) -> None:
 
 
 def test_up_to_four_may_always_go() -> None:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.hear(complete(5), 0)
     assert removed(beliefs.hear(gone(0, 1, 2, 3), 1)) == 4
 
 
 def test_an_empty_registry_is_doubted_however_little_was_known() -> None:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.hear(complete(1), 0)
     assert doubted(beliefs.hear(complete(0), 1))
 
 
 def test_a_sign_of_life_confirms_nothing_by_itself() -> None:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.hear(complete(1), 0)
     beliefs.hear(complete(0), 1)
     updates = beliefs.hear(Change(source="consul"), 6)
@@ -94,7 +95,7 @@ def test_a_sign_of_life_confirms_nothing_by_itself() -> None:
 
 
 def test_an_empty_registry_at_first_sight_is_no_cause_for_doubt() -> None:
-    assert not doubted(Beliefs(0.3, PATIENCE).hear(complete(0), 0))
+    assert not doubted(Beliefs({"consul": Policy(0.3, PATIENCE)}).hear(complete(0), 0))
 
 
 def test_what_is_there_is_believed_amid_doubt(beliefs: Beliefs) -> None:
@@ -186,14 +187,14 @@ def test_a_source_that_comes_back_unsure_has_confirmed_nothing(beliefs: Beliefs)
 
 
 def test_a_restart_forgets_nothing() -> None:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
     assert doubted(beliefs.hear(complete(0), 0))
     assert removed(beliefs.hear(complete(99), 1)) == 1
 
 
 def test_an_acceptance_before_anything_was_told_is_of_what_is_told_first() -> None:
-    beliefs = Beliefs(0.3, PATIENCE)
+    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
     assert beliefs.hear(Accept("consul"), 0) == [], "nothing is known of it, not even that it is there"
     updates = beliefs.hear(complete(10), 1)

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
+from discovery.registries import configured
 from manifest_cache.ingest.store import Store
 from manifest_cache.retention import housekeeping
 from manifest_cache.retention.housekeeping import Housekeeping
@@ -78,7 +79,7 @@ def test_the_synchronizer_goes_its_rounds(tmp_path: Path) -> None:
     store.apply([complete(instance())])
     fetch_all(store, manifest())
     let_events_pass(database)
-    with Beside(lambda: Synchronizer(settings, None).run()):
+    with Beside(lambda: Synchronizer(settings, configured(settings)).run()):
         eventually(lambda: len(types(Reader(database))) == 1)
     database.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from discovery.base import Change, Lost, ServiceInstance
+from discovery.registry import Policy
 from manifest_cache.ingest.inbox import Inbox
 from manifest_cache.ingest.plausibility import Accept, Beliefs
 
@@ -32,7 +33,7 @@ async def test_what_is_told_meanwhile_is_merged_by_source() -> None:
 
 @pytest.mark.anyio
 async def test_a_registry_that_was_lost_meanwhile_has_confirmed_nothing() -> None:
-    inbox, beliefs = Inbox(), Beliefs(0.3, PATIENCE)
+    inbox, beliefs = Inbox(), Beliefs({"consul": Policy(0.3, PATIENCE)})
     beliefs.hear(complete(10), 0)
     beliefs.hear(complete(0), 1)
     inbox.put(LOST)

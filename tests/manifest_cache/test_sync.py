@@ -15,6 +15,7 @@ from sqlmodel import select
 from discovery.base import Health, ServiceInstance
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
+from discovery.registries import configured
 from manifest_cache import sync as sync_module
 from manifest_cache import wakeup as wake_module
 from manifest_cache.ingest import push_registry as push_module
@@ -44,7 +45,9 @@ class Sync:
         self._consul = consul
 
     def running(self) -> Beside:
-        return Beside(lambda: Synchronizer(self.settings, self._consul).run())
+        return Beside(
+            lambda: Synchronizer(self.settings, configured(self.settings, {}, {"consul": self._consul})).run()
+        )
 
     def module(self, name: str) -> Module | None:
         with self.reader.snapshot() as snapshot:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlmodel import select
 
+from discovery.registries import configured
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
 from manifest_cache.storage.models import Event, Instance, Source
@@ -47,7 +48,9 @@ def test_rights_that_are_taken_away_and_given_back(consul: RunningConsul, tmp_pa
     settings = CacheSettings(database_url=f"sqlite:///{tmp_path}/lictor.db")
     with consul.client() as client, ConsulProxy(consul.http_addr) as proxy:
         client.register(definition(name))
-        with Beside(lambda: Synchronizer(settings, proxy.config()).run()):
+        with Beside(
+            lambda: Synchronizer(settings, configured(settings, {}, {"consul": proxy.config()})).run()
+        ):
             eventually(lambda: is_known(name))
             for number, path in enumerate(("/v1/catalog/services", f"/v1/health/service/{name}")):
                 proxy.meddle = without(path)

@@ -19,6 +19,7 @@ from sqlmodel import col, delete
 from discovery import tracing
 from discovery.base import ServiceInstance
 from discovery.http.address_policy import network
+from discovery.registries import configured
 from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
 from manifest_cache.leader.lease import Lease
 from manifest_cache.settings import CacheSettings
@@ -67,7 +68,8 @@ class Sender:
             self._push.register(PushRegistration(instance=instance))
 
     def running(self, **settings: Any) -> Beside:
-        return Beside(lambda: Synchronizer(self.settings.model_copy(update=settings), None).run())
+        changed = self.settings.model_copy(update=settings)
+        return Beside(lambda: Synchronizer(changed, configured(changed)).run())
 
     def position(self, receiver: str) -> int | None:
         with self.database.read() as session:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import click
 
+from discovery.text import counted
 from web.cli.terminal.database import opened_database, unknown_module
 from web.cli.terminal.errors import Failure
 from web.cli.terminal.help_text import epilog
-from web.cli.terminal.output import counted, plain, show_json
+from web.cli.terminal.output import plain, show_json
 
 
 @click.command(epilog=epilog("lictor forget financial"))

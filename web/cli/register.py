@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from discovery.errors import ConfigError
+from discovery.registries import ROADS
 from web.cli.terminal.errors import WrongSettings
 from web.cli.terminal.help_text import epilog
 
@@ -92,9 +93,7 @@ _OPTIONS = {
 @click.option(
     "--module-version", metavar="VERSION", help="Its version, for the meta; a manifest says it itself."
 )
-@click.option(
-    "--via", type=click.Choice(["consul", "push"]), help="Where to register; default LICTOR_VIA, else consul."
-)
+@click.option("--via", type=click.Choice(ROADS), help="Where to register; default LICTOR_VIA, else consul.")
 @click.option(
     "--url",
     metavar="URL",

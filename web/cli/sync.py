@@ -42,7 +42,7 @@ def sync() -> None:
     from web.telemetry.logging_config import logging_config
     from web.telemetry.sync_metrics_server import serving_metrics
 
-    settings, consul = load_all()
+    settings, registries = load_all()
     refuse_faulty_webhooks(settings)
     tracing.check()
     dictConfig(logging_config(settings))
@@ -57,7 +57,7 @@ def sync() -> None:
     # each 700 objects takes a fourteenth of a start.
     gc.set_threshold(20_000, 20, 20)
     with serving_metrics(settings), tracing.started("synchronizer"):
-        asyncio.run(_run_until_signal(Synchronizer(settings, consul)))
+        asyncio.run(_run_until_signal(Synchronizer(settings, registries)))
 
 
 async def _run_until_signal(synchronizer: Synchronizer) -> None:

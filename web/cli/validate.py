@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from discovery.text import counted
 from web.cli.terminal.help_text import epilog
-from web.cli.terminal.output import console, counted, plain, show_json
+from web.cli.terminal.output import console, plain, show_json
 
 if TYPE_CHECKING:
     from rich.text import Text

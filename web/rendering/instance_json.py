@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
-from manifest_cache.ingest.push_registry import SOURCE as PUSH
+from discovery.registries import confirmed_by
 from manifest_cache.storage import models
 from manifest_cache.storage.raw_rows import Stored
 from manifest_cache.storage.reader import Snapshot
@@ -100,7 +100,7 @@ def _lasting(rows: Mapping[Hashable, models.Instance], contacts: _Contacts) -> d
     found: dict[Hashable, _Lasting] = {}
     for print_, row in rows.items():
         contact = contacts.get(row.source)
-        if row.source == PUSH or contact is None or contact < row.last_seen:
+        if confirmed_by(row.source) == "lease" or contact is None or contact < row.last_seen:
             continue
         if text := _open(row, contact):
             found[print_] = _Lasting(text, row.source, row.last_seen)

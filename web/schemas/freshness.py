@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from manifest_cache.ingest.push_registry import SOURCE as PUSH
+from discovery.registries import confirmed_by
 from manifest_cache.storage.models import Source
 from web.schemas.types import rfc3339
 
@@ -27,7 +27,7 @@ def contact(sources: Iterable[Source]) -> str:
     return ", ".join(
         f"{source.name}; at={rfc3339(at) if (at := confirmed(source)) else 'never'}"
         for source in sources
-        if source.name != PUSH
+        if confirmed_by(source.name) == "watch"
     )
 
 
@@ -41,7 +41,7 @@ def confirmed(source: Source) -> datetime | None:
 def longest_unconfirmed(sources: Iterable[Source]) -> Source | None:
     """Of the sources that feed an answer the one that was confirmed the longest ago."""
     return min(
-        (source for source in sources if source.name != PUSH),
+        (source for source in sources if confirmed_by(source.name) == "watch"),
         key=lambda source: at.timestamp() if (at := confirmed(source)) else float("-inf"),
         default=None,
     )

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from sqlmodel import SQLModel
 
-from manifest_cache.ingest.push_registry import SOURCE as PUSH
+from discovery.registries import confirmed_by
 from manifest_cache.ledger.event_types import EVENT_TYPES
 from manifest_cache.storage import models
 from manifest_cache.storage.reader import Snapshot
@@ -121,7 +121,11 @@ class Tombstone(_Answered):
 
 def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list[Instance]:
     """The shapes of instances, with when their registry last confirmed each of them."""
-    contacts = {source.name: source.last_contact for source in snapshot.sources if source.name != PUSH}
+    contacts = {
+        source.name: source.last_contact
+        for source in snapshot.sources
+        if confirmed_by(source.name) == "watch"
+    }
     beats = last_beats(snapshot, rows)
     return [
         Instance.of(row, _latest(row.last_seen, contacts.get(row.source), beats.get(row.key or 0)))
@@ -135,7 +139,7 @@ _KEYS_AT_ONCE = 1000
 
 def last_beats(snapshot: Snapshot, rows: Sequence[models.Instance]) -> dict[int, datetime]:
     """When those of these instances that were pushed sent their last heartbeats, by their keys."""
-    keys = [row.key for row in rows if row.source == PUSH and row.key is not None]
+    keys = [row.key for row in rows if confirmed_by(row.source) == "lease" and row.key is not None]
     return {
         key: lease.last_beat
         for start in range(0, len(keys), _KEYS_AT_ONCE)

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import click
 
+from discovery.check_result import CheckResult, fail, ok
 from discovery.errors import ConfigError
-from web.cli.doctor.check_result import Finding, fail, ok
+from discovery.text import counted
 from web.cli.terminal.help_text import epilog
-from web.cli.terminal.output import COLOURS, console, counted, plain, show_json
+from web.cli.terminal.output import COLOURS, console, plain, show_json
 from web.cli.terminal.settings import load_all
 
 
@@ -28,53 +29,51 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Settings, Consul and the rights of its token, database and disk, clocks, limits, push, webhooks.
     """
-    findings: list[Finding] = []
-    for finding in _look():
-        findings.append(finding)
+    results: list[CheckResult] = []
+    for result in _look():
+        results.append(result)
         if not as_json:
-            _show(finding)
-    failed = [finding for finding in findings if finding.status == "fail"]
+            _show(result)
+    failed = [result for result in results if result.status == "fail"]
     if as_json:
-        show_json({"ok": not failed, "checks": [asdict(finding) for finding in findings]})
+        show_json({"ok": not failed, "checks": [asdict(result) for result in results]})
     else:
-        _show_sum(findings)
+        _show_sum(results)
     ctx.exit(1 if failed else 0)
 
 
-def _look() -> Iterator[Finding]:
-    from web.cli.doctor.database import look_at_database
-    from web.cli.doctor.machine import look_at_machine
+def _look() -> Iterator[CheckResult]:
+    from web.cli.doctor.database import check_database
+    from web.cli.doctor.machine import check_machine
 
     try:
-        settings, consul = load_all()
+        settings, registries = load_all()
     except ConfigError as exc:
         for fault in exc.faults:
             yield fail("settings", fault, "mend the variable, or unset it for its default")
         return
     yield ok("settings", f"the registries are {', '.join(settings.registries)}")
-    if consul is not None:
-        from web.cli.doctor.consul import look_at_consul
-
-        yield from look_at_consul(consul, settings)
-    yield from look_at_database(settings.database_url)
-    yield from look_at_machine(settings)
+    for registry in registries:
+        yield from registry.check()
+    yield from check_database(settings.database_url)
+    yield from check_machine(settings)
     if settings.webhooks is not None:
-        from web.cli.doctor.webhooks import look_at_webhooks
+        from web.cli.doctor.webhooks import check_webhooks
 
-        yield from look_at_webhooks(settings.webhooks, settings.database_url)
+        yield from check_webhooks(settings.webhooks, settings.database_url)
 
 
-def _show(finding: Finding) -> None:
+def _show(result: CheckResult) -> None:
     from rich.text import Text
 
-    text = Text(f"{finding.status:<5}", COLOURS[finding.status])
-    text.append(f" {finding.check:<17} {plain(finding.detail)}")
-    if finding.mend:
-        text.append(f"\n{'':24}-> {plain(finding.mend)}", "bold")
+    text = Text(f"{result.status:<5}", COLOURS[result.status])
+    text.append(f" {result.check:<17} {plain(result.detail)}")
+    if result.mend:
+        text.append(f"\n{'':24}-> {plain(result.mend)}", "bold")
     console().print(text, soft_wrap=True)
 
 
-def _show_sum(findings: Sequence[Finding]) -> None:
-    failed = sum(finding.status == "fail" for finding in findings)
-    warned = sum(finding.status == "warn" for finding in findings)
-    click.echo(f"\n{counted(len(findings), 'check')}: {failed} failed, {warned} with a warning.")
+def _show_sum(results: Sequence[CheckResult]) -> None:
+    failed = sum(result.status == "fail" for result in results)
+    warned = sum(result.status == "warn" for result in results)
+    click.echo(f"\n{counted(len(results), 'check')}: {failed} failed, {warned} with a warning.")

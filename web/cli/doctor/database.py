@@ -1,4 +1,4 @@
-"""Looks at the database for `lictor doctor`: its URL in; findings on schema, space, clock and age out."""
+"""Looks at the database for `lictor doctor`: its URL in; results on schema, space, clock and age out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from discovery.check_result import CheckResult, clock, fail, ok, warn
+from discovery.text import counted
 from manifest_cache.leader.lease import Lease
 from manifest_cache.storage.database import Database, SchemaMismatch, StoreUnavailable
 from manifest_cache.storage.models import Source
 from manifest_cache.storage.reader import Reader
-from web.cli.doctor.check_result import Finding, clock, fail, ok, warn
-from web.cli.terminal.output import age, counted
+from web.cli.terminal.output import age
 
 _MEGABYTE = 1024 * 1024
 _SPACE_FAILURE = 50 * _MEGABYTE
@@ -27,7 +28,7 @@ _SILENCE = 660.0
 _LEADERS_SILENCE = 30.0
 
 
-def look_at_database(url: str) -> Iterator[Finding]:
+def check_database(url: str) -> Iterator[CheckResult]:
     database = Database(url)
     try:
         if database.path is not None:
@@ -47,7 +48,7 @@ def look_at_database(url: str) -> Iterator[Finding]:
         database.close()
 
 
-def _folder(file: Path) -> Iterator[Finding]:
+def _folder(file: Path) -> Iterator[CheckResult]:
     """SQLite keeps its journal beside the file, so the folder must be writable too."""
     folder = file.absolute().parent
     if not folder.is_dir():
@@ -68,7 +69,7 @@ def _folder(file: Path) -> Iterator[Finding]:
         yield ok("disk", told)
 
 
-def _state(database: Database) -> Finding:
+def _state(database: Database) -> CheckResult:
     try:
         database.check_schema()
     except SchemaMismatch as exc:
@@ -81,7 +82,7 @@ def _state(database: Database) -> Finding:
     return ok("database", f"{database.url_safe} can be read and has this program's schema")
 
 
-def _writing(database: Database) -> Finding:
+def _writing(database: Database) -> CheckResult:
     try:
         with database.write():
             pass
@@ -91,7 +92,7 @@ def _writing(database: Database) -> Finding:
     return ok("database writing", "a transaction can be written")
 
 
-def _contacts(database: Database) -> Iterator[Finding]:
+def _contacts(database: Database) -> Iterator[CheckResult]:
     """When the registries were last heard from, as the synchronizer wrote it down."""
     with Reader(database).snapshot() as snapshot:
         sources = list(snapshot.sources)
@@ -99,7 +100,7 @@ def _contacts(database: Database) -> Iterator[Finding]:
         yield _contact(source)
 
 
-def _leader(database: Database) -> Finding:
+def _leader(database: Database) -> CheckResult:
     """Which synchronizer leads. Clocks of machines differ a little, so only a long silence counts."""
     row = Lease(database).look()
     mend = "run `lictor sync`, or all of it by `lictor up`"
@@ -110,7 +111,7 @@ def _leader(database: Database) -> Finding:
     return ok("synchronizer", f"{row.holder} leads since {age(row.since)}")
 
 
-def _contact(source: Source) -> Finding:
+def _contact(source: Source) -> CheckResult:
     check = f"source {source.name}"
     if not source.connected:
         told = f"out of reach since {age(source.since)}: {source.reason or 'no reason is known'}"
@@ -125,7 +126,7 @@ def _contact(source: Source) -> Finding:
     return ok(check, counted(source.instances, "instance"))
 
 
-def _clock(database: Database) -> Finding:
+def _clock(database: Database) -> CheckResult:
     before = time.time()
     with database.read() as session:
         theirs = float(session.connection().scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)

@@ -1,4 +1,4 @@
-"""Looks at this machine for `lictor doctor`: settings in, findings on push, address and limits out."""
+"""Looks at this machine for `lictor doctor`: settings in, results on push, address and limits out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 
-from web.cli.doctor.check_result import Finding, fail, ok, warn
+from discovery.check_result import CheckResult, fail, ok, warn
 from web.settings import UNIX, Settings
 
 _LIMIT = 3.0
@@ -18,14 +18,14 @@ _OTHER_FILES = 200
 _COMFORTABLE_FILES = 4096
 
 
-def look_at_machine(settings: Settings) -> Iterator[Finding]:
+def check_machine(settings: Settings) -> Iterator[CheckResult]:
     if "push" in settings.registries:
         yield _push(settings)
     yield _web_server(settings)
     yield _open_files(settings)
 
 
-def _push(settings: Settings) -> Finding:
+def _push(settings: Settings) -> CheckResult:
     from web.push_auth import TokenFile
 
     if settings.push_token_file is not None:
@@ -38,7 +38,7 @@ def _push(settings: Settings) -> Finding:
     return warn("push", told, "set LICTOR_PUSH_TOKEN_FILE, or leave push out of LICTOR_REGISTRIES")
 
 
-def _web_server(settings: Settings) -> Finding:
+def _web_server(settings: Settings) -> CheckResult:
     connection = _connection(settings)
     try:
         connection.request("GET", "/readyz")
@@ -75,7 +75,7 @@ def _connection(settings: Settings) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(settings.url.removeprefix("http://"), timeout=_LIMIT)
 
 
-def _open_files(settings: Settings) -> Finding:
+def _open_files(settings: Settings) -> CheckResult:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return ok("open files", "are not limited")

@@ -1,4 +1,4 @@
-"""Looks at webhooks for `lictor doctor`: the file of receivers in, findings on it and on each of them out."""
+"""Looks at webhooks for `lictor doctor`: the file of receivers in, results on it and on each of them out."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from discovery.check_result import CheckResult, fail, ok, warn
 from discovery.errors import ConfigError
+from discovery.text import counted
 from manifest_cache.storage.database import Database, StoreError
 from manifest_cache.storage.models import Event
 from manifest_cache.webhooks.config import Receiver, WebhookFile
 from manifest_cache.webhooks.positions import Positions
-from web.cli.doctor.check_result import Finding, fail, ok, warn
-from web.cli.terminal.output import age, counted
+from web.cli.terminal.output import age
 
 # A receiver that is well has everything within seconds; passing over events is written down late.
 _LATE = 120.0
 _PAGE = 1000
 
 
-def look_at_webhooks(path: Path, database_url: str) -> Iterator[Finding]:
+def check_webhooks(path: Path, database_url: str) -> Iterator[CheckResult]:
     """Nothing is sent: a receiver would take it for an event."""
     try:
         receivers = WebhookFile(path).read()
@@ -40,14 +41,14 @@ def look_at_webhooks(path: Path, database_url: str) -> Iterator[Finding]:
         database.close()
 
 
-def _file(path: Path, receivers: Sequence[Receiver]) -> Finding:
+def _file(path: Path, receivers: Sequence[Receiver]) -> CheckResult:
     told = f"{path} names {counted(len(receivers), 'receiver')}"
     if path.stat().st_mode & stat.S_IROTH and os.name == "posix":
         return warn("webhooks", f"{told}, and every user of this machine can read it", f"chmod o-r {path}")
     return ok("webhooks", told)
 
 
-def _receivers(positions: Positions, receivers: Sequence[Receiver]) -> Iterator[Finding]:
+def _receivers(positions: Positions, receivers: Sequence[Receiver]) -> Iterator[CheckResult]:
     known = positions.known()
     for receiver in receivers:
         check = f"webhook {receiver.name}"

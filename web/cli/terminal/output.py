@@ -83,14 +83,6 @@ def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     console().print(table)
 
 
-def counted(number: int, thing: str) -> str:
-    """
-    >>> counted(1, "fault"), counted(2, "fault")
-    ('1 fault', '2 faults')
-    """
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 def moment(at: datetime) -> str:
     """A moment in UTC, to the second.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from discovery.errors import ConfigError
 
 if TYPE_CHECKING:
-    from discovery.consul.config import ConsulConfig
+    from discovery.registry import Registry
     from web.settings import Settings
 
 
@@ -22,27 +22,24 @@ def load_settings(**overrides: Any) -> Settings:
 
 def load_all(
     environ: Mapping[str, str] = os.environ, **overrides: Any
-) -> tuple[Settings, ConsulConfig | None]:
-    """Lictor's settings, and how to reach Consul if that is one of the registries.
+) -> tuple[Settings, tuple[Registry, ...]]:
+    """Lictor's settings, and the registries that they name, configured.
 
     Raises one ConfigError with the faults of both.
     """
-    from discovery.consul.config import ConsulConfig
+    from discovery.registries import configured
+    from discovery.settings import DiscoverySettings
 
-    faults: list[str] = []
-    settings, consul = None, None
     try:
         settings = load_settings(**overrides)
     except ConfigError as exc:
-        faults += exc.faults
-    if settings is None or "consul" in settings.registries:
+        # The registries' own faults are worth telling too, though it is not known which are meant.
         try:
-            consul = ConsulConfig.from_env(environ)
-        except ConfigError as exc:
-            faults += exc.faults
-    if settings is None or faults:
-        raise ConfigError(faults)
-    return settings, consul
+            configured(DiscoverySettings.model_construct(), environ)
+        except ConfigError as others:
+            raise ConfigError([*exc.faults, *others.faults]) from exc
+        raise
+    return settings, configured(settings, environ)
 
 
 def refuse_faulty_webhooks(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from discovery.consul.registry import ConsulRegistry
 from discovery.errors import ConfigError
 from web.cli.terminal.settings import load_all, load_settings
 
@@ -41,7 +42,8 @@ def planned(bind: str | None, mode: str | None, consul_port: int | None, dns_por
         return _with_agent(bind, consul_port, dns_port or DEFAULT_DNS_PORT)
     if mode == "none":
         return _without_consul(bind)
-    settings, consul = load_all(bind=bind)
+    settings, registries = load_all(bind=bind)
+    consul = next((each.config for each in registries if isinstance(each, ConsulRegistry)), None)
     return Plan(settings=settings, environment=_environment(settings, os.environ), consul=consul)
 
 

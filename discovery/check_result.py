@@ -13,7 +13,7 @@ CLOCK_FAILURE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """How one thing is, and what mends it where it is not well."""
 
     check: str
@@ -22,19 +22,19 @@ class Finding:
     mend: str = ""
 
 
-def ok(check: str, detail: str) -> Finding:
-    return Finding(check, "ok", detail)
+def ok(check: str, detail: str) -> CheckResult:
+    return CheckResult(check, "ok", detail)
 
 
-def warn(check: str, detail: str, mend: str) -> Finding:
-    return Finding(check, "warn", detail, mend)
+def warn(check: str, detail: str, mend: str) -> CheckResult:
+    return CheckResult(check, "warn", detail, mend)
 
 
-def fail(check: str, detail: str, mend: str) -> Finding:
-    return Finding(check, "fail", detail, mend)
+def fail(check: str, detail: str, mend: str) -> CheckResult:
+    return CheckResult(check, "fail", detail, mend)
 
 
-def clock(check: str, whose: str, seconds: float, resolution: float = 0.0) -> Finding:
+def clock(check: str, whose: str, seconds: float, resolution: float = 0.0) -> CheckResult:
     """How far another clock is ahead of this machine's; what lies within its resolution is no difference."""
     apart = max(0.0, abs(seconds) - resolution)
     mend = "let NTP set the clocks of both machines (chrony, systemd-timesyncd)"

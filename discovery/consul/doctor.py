@@ -8,17 +8,17 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from discovery.check_result import CheckResult, clock, fail, ok, warn
 from discovery.consul.api import Call, Reply
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.lock_permissions import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
 from discovery.settings import ALL, LOCAL
-from web.cli.doctor.check_result import Finding, clock, fail, ok, warn
-from web.cli.terminal.output import counted
+from discovery.text import counted
 
 if TYPE_CHECKING:
-    from web.settings import Settings
+    from discovery.settings import DiscoverySettings
 
 _LIMIT = 3.0
 # The synchronizer's connections, and as many for the modules of this machine and their libraries.
@@ -30,7 +30,7 @@ _ACLS_ARE_OFF = 401
 _POLICY = 'consul/policies/lictor-read.hcl: service_prefix "" and node_prefix "" with policy = "read"'
 
 
-def look_at_consul(config: ConsulConfig, settings: Settings) -> Iterator[Finding]:
+def check_consul(config: ConsulConfig, settings: DiscoverySettings) -> Iterator[CheckResult]:
     with ConsulClient(replace(config, timeout=_LIMIT)) as client:
         try:
             leader = client.status_leader().data
@@ -65,7 +65,7 @@ def _agent(client: ConsulClient) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> Finding:
+def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> CheckResult:
     own = agent.get("Config", {})
     version = f"Consul {own['Version']} in {own['Datacenter']}" if "Version" in own else "Consul"
     if not leader:
@@ -74,7 +74,7 @@ def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> Finding:
     return ok("consul", f"{version} at {config.address} has a leader, {leader}")
 
 
-def _token(client: ConsulClient) -> Finding:
+def _token(client: ConsulClient) -> CheckResult:
     try:
         told = client.acl_self().data
     except PermissionDenied as exc:
@@ -92,7 +92,7 @@ def _token(client: ConsulClient) -> Finding:
     return ok("consul token", f"has the policies {', '.join(policies)}" if policies else "has no policies")
 
 
-def _rights(client: ConsulClient) -> Finding:
+def _rights(client: ConsulClient) -> CheckResult:
     """Without rights Consul answers 200 and an empty list, so it is asked for what is always there."""
     mend = f"give the token the policy {_POLICY}"
     try:
@@ -110,7 +110,7 @@ def _rights(client: ConsulClient) -> Finding:
     return ok("consul rights", told)
 
 
-def _datacenters(client: ConsulClient, wanted: Sequence[str]) -> Finding:
+def _datacenters(client: ConsulClient, wanted: Sequence[str]) -> CheckResult:
     """Whether those that are followed besides the agent's own are known to it, and answer."""
     check, mend = "datacenters", "join Consul's servers over the wide area: `consul members -wan` shows them"
     try:
@@ -135,7 +135,7 @@ def _why_silent(client: ConsulClient, datacenter: str) -> str | None:
     return None if nodes else f"no node of {datacenter} can be read, though each Consul has one"
 
 
-def _leading(client: ConsulClient, key: str) -> Finding:
+def _leading(client: ConsulClient, key: str) -> CheckResult:
     """Synchronizers get along without the lock, but one that hangs is noticed later then."""
     try:
         missing = missing_rights(client, key)
@@ -147,7 +147,7 @@ def _leading(client: ConsulClient, key: str) -> Finding:
     return ok("consul lock", f"synchronizers may choose their leader by the key {key}")
 
 
-def _connections(agent: dict[str, Any]) -> Finding:
+def _connections(agent: dict[str, Any]) -> CheckResult:
     limit = agent.get("DebugConfig", {}).get("HTTPMaxConnsPerClient")
     if not isinstance(limit, int):
         return ok("consul limits", "are not told to this token")
@@ -157,7 +157,7 @@ def _connections(agent: dict[str, Any]) -> Finding:
     return ok("consul limits", f"the agent takes {limit} connections from one address" if limit else "none")
 
 
-def _clock(client: ConsulClient) -> Finding:
+def _clock(client: ConsulClient) -> CheckResult:
     before = time.time()
     try:
         date = client.send(Call(method="GET", path="/v1/status/leader", parse=_date))
