@@ -16,7 +16,7 @@ from discovery.registries import configured
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance
+from manifest_cache.storage.models import InstanceRow
 from manifest_cache.sync import Synchronizer
 
 
@@ -28,7 +28,7 @@ def instance_of(module: str, number: int, port: int) -> ServiceInstance:
 def with_manifest(database: Database) -> int:
     """How many instances have a manifest."""
     with database.read() as session:
-        found = select(func.count()).select_from(Instance).where(col(Instance.digest).is_not(None))
+        found = select(func.count()).select_from(InstanceRow).where(col(InstanceRow.digest).is_not(None))
         return session.exec(found).one()
 
 

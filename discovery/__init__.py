@@ -1,4 +1,4 @@
-"""Finds modules: registries in, instances and changes out; and registers modules there."""
+"""Finds the modules that registries know, and registers modules there."""
 
 from __future__ import annotations
 

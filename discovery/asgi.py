@@ -1,4 +1,4 @@
-"""Keeps an ASGI application registered while it runs: register()'s arguments in, a lifespan out."""
+"""Keeps an ASGI application registered while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a registry tells: instances, their health, and changes; and the contract of a watcher."""
+"""Defines what a registry reports (instances, health, changes) and the contract of a watcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps a Flask application registered while it serves: an application in, a Registration and routes out."""
+"""Keeps a Flask application registered while it serves."""
 
 from __future__ import annotations
 

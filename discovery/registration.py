@@ -1,4 +1,4 @@
-"""Registers a module: what a module says of itself in, a Registration that keeps it registered out."""
+"""Registers a module and keeps it registered."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from discovery.announce import process_exit
 from discovery.announce.definition import (
     DEFAULT_DEREGISTER_AFTER,
     DEFAULT_MODULE_TAG,
-    Announcement,
+    ServiceDefinition,
     announcement,
 )
-from discovery.announce.keepalive import STOP_LIMIT, Keeper, State
-from discovery.announce.process_peers import Siblings
+from discovery.announce.keepalive import STOP_LIMIT, KeepAlive, State
+from discovery.announce.process_peers import PeerLock
 from discovery.announce.road import Road, RoadOptions
 from discovery.base import Health
 from discovery.errors import ConfigError
@@ -77,7 +77,7 @@ def register(
     """
     environ = os.environ
     faults: list[str] = []
-    announced: Announcement | None = None
+    announced: ServiceDefinition | None = None
     try:
         announced = announcement(
             name=name,
@@ -130,12 +130,12 @@ class Registration:
     that it forks stands by and takes over if the process dies.
     """
 
-    def __init__(self, announced: Announcement, road: Road) -> None:
+    def __init__(self, announced: ServiceDefinition, road: Road) -> None:
         self.announcement = announced
         self._road = road
         self._scope = road.scope(announced)
         self._starting = threading.RLock()
-        self._keeper: Keeper | None = None
+        self._keeper: KeepAlive | None = None
         self._owner = 0
         self._said: tuple[Health, str] | None = None
 
@@ -173,10 +173,10 @@ class Registration:
     def _start(self) -> None:
         previous = process_exit.enter(self._scope, self)
         predecessor = previous.replaced() if isinstance(previous, Registration) else None
-        keeper = Keeper(
+        keeper = KeepAlive(
             f"{self.name} ({self.id}) at {self._road.name}",
             lambda: self._road.connect(self.announcement),
-            Siblings(self._scope),
+            PeerLock(self._scope),
             longest_pause=self._road.longest_pause,
             predecessor=predecessor,
         )
@@ -245,7 +245,7 @@ class Registration:
     def wait_ended(self, limit: float) -> bool:
         return self._keeper is None or self._keeper.wait_ended(limit)
 
-    def replaced(self) -> Keeper | None:
+    def replaced(self) -> KeepAlive | None:
         """Ends it without deregistering, for another takes its place; returns who is to be waited for."""
         if self._keeper is not None:
             self._keeper.ask_to_stop(withdraw=False)

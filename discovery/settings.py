@@ -1,4 +1,4 @@
-"""Settings of discovery, and how every package reads its own: environment in, checked values out."""
+"""Defines the settings of discovery, and how every package reads its own from the environment."""
 
 from __future__ import annotations
 

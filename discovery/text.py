@@ -1,4 +1,4 @@
-"""Text from outside, made harmless for terminals, logs and databases."""
+"""Makes foreign text harmless for terminals, logs and databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: what is done in, spans to the endpoint that the environment names out.
+"""Sends OpenTelemetry spans to the endpoint that the environment names.
 
 Without such an endpoint nothing is imported, and `span` does nothing. Everything else about the
 export is said by OpenTelemetry's own variables (`OTEL_...`), which its SDK reads.

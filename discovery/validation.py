@@ -1,4 +1,4 @@
-"""Checks what registries and DNS can carry: a name, an address, tags, meta in; the rule it breaks out."""
+"""Checks names, addresses, tags and meta against what registries and DNS can carry."""
 
 from __future__ import annotations
 

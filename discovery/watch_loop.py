@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _STEADY = 60.0
 
 
-async def follow(watcher: Watcher, backoff: Backoff | None = None) -> AsyncGenerator[Change | Lost]:
+async def watch_with_retry(watcher: Watcher, backoff: Backoff | None = None) -> AsyncGenerator[Change | Lost]:
     """Everything that `watcher` tells, and a `Lost` each time that it fails; ends only when cancelled.
 
     A failed watch is begun anew after a growing, jittered pause (default: 0.1 s to 30 s), so each

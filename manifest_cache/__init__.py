@@ -1,1 +1,1 @@
-"""Keeps what modules say of themselves: changes in, SQL tables out."""
+"""Keeps instances, manifests and events in SQL tables."""

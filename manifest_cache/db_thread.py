@@ -1,4 +1,4 @@
-"""Runs blocking calls one after the other beside an event loop: functions in, awaitables out."""
+"""Runs blocking database calls one after the other, beside an event loop."""
 
 from __future__ import annotations
 

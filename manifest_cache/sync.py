@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from discovery.base import Lost, Watcher
 from discovery.registry import Registry, RegistryLock
 from discovery.timing.backoff import Backoff
-from discovery.watch_loop import follow
+from discovery.watch_loop import watch_with_retry
 from manifest_cache.db_thread import WriterThread
 from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.fetch.scheduler import Fetching
-from manifest_cache.ingest.batches import portions
+from manifest_cache.ingest.batches import batches
 from manifest_cache.ingest.inbox import Inbox
-from manifest_cache.ingest.plausibility import Accept, Beliefs, Update
+from manifest_cache.ingest.plausibility import Accept, PlausibilityFilter, Update
 from manifest_cache.ingest.push_registry import PushRegistry
 from manifest_cache.ingest.store import Store
 from manifest_cache.leader.election import Election, own_name
@@ -77,10 +77,10 @@ class Synchronizer:
         return next((lock for registry in self._registries if (lock := registry.lock(name))), None)
 
     async def _lead(self, database: FencedDatabase) -> None:
-        await Term(self._settings, self._registries, database).run()
+        await LeaderTerm(self._settings, self._registries, database).run()
 
 
-class Term:
+class LeaderTerm:
     """The time in which this process leads: all that a synchronizer does for the cache, it does in one."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Term:
         self._push = PushRegistry(self._database, settings)
         self._registries = registries
         self._inbox = Inbox()
-        self._beliefs = Beliefs({registry.name: registry.policy for registry in registries})
+        self._plausibility = PlausibilityFilter({registry.name: registry.policy for registry in registries})
         self._webhooks = Webhooks(self._database, settings)
         self._leases = asyncio.Event()
         self._requests = asyncio.Event()
@@ -129,7 +129,7 @@ class Term:
         await self._patiently("check the schema", self._database.check_schema)
         await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
         await self._patiently("extend leases", self._push.extend)
-        self._beliefs.start_from(await self._patiently("read instances", self._store.believed))
+        self._plausibility.start_from(await self._patiently("read instances", self._store.believed))
 
     async def _follow_registries(self) -> None:
         known = await self._patiently("read sources", self._store.sources)
@@ -147,13 +147,13 @@ class Term:
 
     async def _follow(self, watcher: Watcher) -> None:
         logger.info("following source=%s", watcher.source)
-        async for update in follow(watcher):
+        async for update in watch_with_retry(watcher):
             self._inbox.put(update)
 
     async def _write_changes(self) -> None:
         while True:
             heard_at, updates = await self._next_updates()
-            for portion in portions(updates) if updates else ():
+            for portion in batches(updates) if updates else ():
                 applied = await self._patiently("write changes", self._store.apply, portion)
                 STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
@@ -164,14 +164,14 @@ class Term:
 
         Before it the time, on the monotonic clock, since when the first of it is known.
         """
-        ends_at = self._beliefs.doubt_ends_at
+        ends_at = self._plausibility.doubt_ends_at
         try:
             async with asyncio.timeout(None if ends_at is None else max(0.0, ends_at - time.monotonic())):
                 told = await self._inbox.take()
         except TimeoutError:
             now = time.monotonic()
-            return now, self._beliefs.look_again(now)
-        updates = [update for one in told for update in self._beliefs.hear(one, time.monotonic())]
+            return now, self._plausibility.recheck(now)
+        updates = [update for one in told for update in self._plausibility.apply(one, time.monotonic())]
         return self._inbox.taken_since, updates
 
     async def _take_acceptances(self) -> None:

@@ -1,4 +1,4 @@
-"""An event and a moment in, a wait for either out, which is never long."""
+"""Waits for an event or a deadline, a few seconds at most."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance, Watcher
-from discovery.watch_loop import follow
+from discovery.watch_loop import watch_with_retry
 
 
 class Beside:
@@ -70,7 +70,7 @@ class Watching(Beside):
         self.instances: dict[InstanceKey, ServiceInstance] = {}
 
     async def _follow(self) -> None:
-        async for update in follow(self._watcher):
+        async for update in watch_with_retry(self._watcher):
             if isinstance(update, Change):
                 self.instances = self._after(update)
             self.updates.append(update)

@@ -1,4 +1,4 @@
-"""Serves what the cache holds: SQL tables in, HTTP and terminal out."""
+"""Serves what the cache holds over HTTP and in the terminal."""
 
 from __future__ import annotations
 

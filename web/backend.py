@@ -1,4 +1,4 @@
-"""What the views work on: settings in, a reader and a push registry on this process's own database out."""
+"""Gives the views a reader and a push registry on this process's own database."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Backend:
         self._compare(index, highest)
         return index
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         """The newest index, for who must not wait: None where that takes a wait, or cannot be told."""
         highest = self._highest
-        index = self._own_database().index_at_once()
+        index = self._own_database().current_or_none()
         if index is not None:
             self._compare(index, highest)
         return index

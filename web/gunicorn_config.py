@@ -1,4 +1,4 @@
-"""gunicorn's settings: Lictor's in, module variables of gunicorn's names out.
+"""Gives gunicorn its settings, under gunicorn's names.
 
 `gunicorn -c python:web.gunicorn_config` serves Lictor. Threads keep connections alive and wait for
 the database at the same time; requests that wait for a change (`web.worker`), and clients that are

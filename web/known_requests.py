@@ -57,9 +57,9 @@ class KnownRequest:
         """The newest index. Raises StoreError."""
         return self._repeat.cache.index()
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         """The newest index, None if that cannot be told without a wait."""
-        return self._repeat.cache.index_at_once()
+        return self._repeat.cache.current_or_none()
 
     def answer(self, index: int, begun: float) -> Wire | None:
         """The answer at this index to a request that came at `begun`; None if it has to be made."""

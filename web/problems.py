@@ -1,4 +1,4 @@
-"""Every problem that an answer may tell of: exceptions in, `application/problem+json` (RFC 9457) out.
+"""Renders every error as `application/problem+json` (RFC 9457).
 
 Problem                             type                        status
 ├── BadParameter                    bad-parameter               400

@@ -1,4 +1,4 @@
-"""Decides who may push: a request in; nothing, or the problem that refuses it, out."""
+"""Decides who may push, and refuses everybody else with a problem."""
 
 from __future__ import annotations
 

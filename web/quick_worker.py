@@ -156,7 +156,7 @@ class QuickWorker(PatientWorker):
             self._as_ever(conn, content)
             return
         request = _Request(conn, content, known, time.perf_counter())
-        index = known.index_at_once()
+        index = known.current_or_none()
         if index is None:
             self._take_off(conn)
             self._park(request)
@@ -240,7 +240,7 @@ class QuickWorker(PatientWorker):
         self._answer_all(parked, None if look.cancelled() or look.exception() else look.result())
         if not self._parked:
             return
-        index = self._parked[0].known.index_at_once()
+        index = self._parked[0].known.current_or_none()
         if index is None:
             self._look()
         else:
@@ -263,7 +263,7 @@ class QuickWorker(PatientWorker):
         awaited = self._awaited.pop(answer, None)
         if awaited is None or not awaited.requests:
             return
-        index = awaited.requests[0].known.index_at_once()
+        index = awaited.requests[0].known.current_or_none()
         if index is not None:
             self._answer_all(awaited.requests, index)
             return

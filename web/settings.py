@@ -1,4 +1,4 @@
-"""Settings of the web server: environment in, checked values and sensible defaults for this machine out."""
+"""Defines the settings of the web server, with defaults that fit this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module announces of itself: arguments in, a checked Announcement or every fault out."""
+"""Checks the arguments of `register` and makes a ServiceDefinition of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOT_IN_HOST_NAMES = re.compile(r"[^A-Za-z0-9-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Announcement:
+class ServiceDefinition:
     """One instance of a module, as it wants to be known; everything in it has been checked.
 
     `address` is empty where the registry or the way to it decides. `meta` holds what the library
@@ -71,7 +71,7 @@ def announcement(
     manifest_path: str | None = None,
     version: str | None = None,
     module_tag: str = DEFAULT_MODULE_TAG,
-) -> Announcement:
+) -> ServiceDefinition:
     """Checks everything at once; raises ConfigError with every fault, each named by its argument."""
     faults = [
         *_named("name", label_fault(name)),
@@ -91,7 +91,7 @@ def announcement(
     faults += [*check_faults, *duration_faults, *merge_faults, *meta_faults(merged)]
     if faults:
         raise ConfigError(faults)
-    return Announcement(
+    return ServiceDefinition(
         name=name,
         id=default_id(name, port) if id is None else id,
         port=port,

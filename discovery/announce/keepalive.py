@@ -1,4 +1,4 @@
-"""Keeps one instance registered from a thread of its own: an Announcer in, a state that can be asked out."""
+"""Keeps one instance registered from a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from discovery.announce.background_loop import BackgroundLoop
-from discovery.announce.process_peers import Siblings
-from discovery.announce.registrar import Announcer
+from discovery.announce.process_peers import PeerLock
+from discovery.announce.registrar import Registrar
 from discovery.base import Health
 from discovery.errors import RegistryRejected, RegistryUnavailable, UnknownInstance
 from discovery.timing.backoff import Backoff
@@ -48,7 +48,7 @@ class State(StrEnum):
     INHERITED = "inherited"
 
 
-class Keeper:
+class KeepAlive:
     """Registers, renews and at last deregisters one instance, in a daemon thread with its own loop.
 
     `connect` makes the announcer, within that loop. `longest_pause` bounds the pause between tries
@@ -59,11 +59,11 @@ class Keeper:
     def __init__(
         self,
         instance: str,
-        connect: Callable[[], Announcer],
-        siblings: Siblings,
+        connect: Callable[[], Registrar],
+        siblings: PeerLock,
         *,
         longest_pause: float,
-        predecessor: Keeper | None = None,
+        predecessor: KeepAlive | None = None,
     ) -> None:
         self.state = State.PENDING
         self.reason = ""
@@ -78,7 +78,7 @@ class Keeper:
         self._attempted = False
         self._known = False
         self._said: tuple[Health, str] | None = None
-        self._announcer: Announcer | None = None
+        self._announcer: Registrar | None = None
         self._withdraw = True
         self._stop_limit = STOP_LIMIT
         # No Event: a signal's handler that stops it as well would wait for that one's lock.
@@ -156,7 +156,7 @@ class Keeper:
             self._siblings.leave()
             await announcer.aclose()
 
-    async def _keep(self, announcer: Announcer) -> None:
+    async def _keep(self, announcer: Registrar) -> None:
         await self._siblings.join()
         while True:
             try:
@@ -175,7 +175,7 @@ class Keeper:
                 self._failed(State.UNAVAILABLE, repr(exc), pause)
             await asyncio.sleep(pause)
 
-    async def _keep_once(self, announcer: Announcer) -> None:
+    async def _keep_once(self, announcer: Registrar) -> None:
         """Announces, unless the registry still knows the instance, and holds until it must be done anew."""
         if self._known and not await announcer.is_announced(self._siblings.is_newest):
             await self._renew("the registry was away, and does not know it any more")
@@ -225,7 +225,7 @@ class Keeper:
             self.registered.clear()
             self.state, self.reason = state, reason
 
-    async def _depart(self, announcer: Announcer) -> None:
+    async def _depart(self, announcer: Registrar) -> None:
         if not (self._withdraw and self._attempted):
             return
         if not self._siblings.alone():

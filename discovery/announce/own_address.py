@@ -1,4 +1,4 @@
-"""Finds the address that a peer sees of this machine: a peer in, this machine's address towards it out."""
+"""Finds this machine's address as a given peer sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knows whether other processes of this machine keep the same registration: a key in, answers out.
+"""Finds out whether another process of this machine keeps the same registration.
 
 Several workers of one server announce one instance, and each of them ends in its own time. Each
 holds a shared lock on one file per registration. The one that leaves tries to lock the file for
@@ -26,7 +26,7 @@ _PATIENCE = 3.0
 _PAUSE = 0.05
 
 
-class Siblings:
+class PeerLock:
     """One process's part in a registration. Where there is no place for the file, it stands alone."""
 
     def __init__(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What a registry must offer so that a module can be kept registered there: the contract of an Announcer."""
+"""What a registry must offer so that a module can be kept registered there: the contract of a Registrar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MayRestore = Callable[[], bool]
 _LONGEST_NOTE = 1000
 
 
-class Announcer(Protocol):
+class Registrar(Protocol):
     """Announces one instance to one registry; made and used within one event loop.
 
     Every method raises RegistryUnavailable (try again soon) or RegistryRejected (trying again

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discovery.announce.definition import Announcement
-from discovery.announce.registrar import Announcer
+from discovery.announce.definition import ServiceDefinition
+from discovery.announce.registrar import Registrar
 
 if TYPE_CHECKING:
     from discovery.consul.config import ConsulConfig
@@ -38,8 +38,8 @@ class Road:
     """
 
     name: str
-    scope: Callable[[Announcement], str]
-    faults: Callable[[Announcement], list[str]]
-    connect: Callable[[Announcement], Announcer]
+    scope: Callable[[ServiceDefinition], str]
+    faults: Callable[[ServiceDefinition], list[str]]
+    connect: Callable[[ServiceDefinition], Registrar]
     longest_pause: float
-    takes_reports: Callable[[Announcement], bool]
+    takes_reports: Callable[[ServiceDefinition], bool]

@@ -1,4 +1,4 @@
-"""Runs any program as a registered module: a command and a Registration in, the command's exit status out."""
+"""Runs any program as a registered module and returns its exit status."""
 
 from __future__ import annotations
 

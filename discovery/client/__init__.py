@@ -1,4 +1,4 @@
-"""What an application asks for modules and instances: names in, answers from memory out, kept current.
+"""Answers an application's questions about modules from a copy in memory that is kept current.
 
 catalog = Catalog("http://127.0.0.1:8080", copy="catalog.json")
 catalog.module("financial").version

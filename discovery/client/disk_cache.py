@@ -1,4 +1,4 @@
-"""Keeps a view on disk, so that a program starts while Lictor is away: a view in, a file out, and back."""
+"""Keeps a snapshot on disk, so that a program can start while Lictor is away."""
 
 from __future__ import annotations
 

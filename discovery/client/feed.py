@@ -1,4 +1,4 @@
-"""Keeps a view of Lictor current: its API in, a new view for each change out.
+"""Follows Lictor's event stream and makes a new snapshot for each change.
 
 All modules are read once; then the event stream tells which of them changed, and those are read
 again. The stream resumes behind the last event that is known, so that nothing is missed after a

@@ -1,4 +1,4 @@
-"""What a client knows of the platform at one moment: Lictor's JSON in, modules and instances out."""
+"""Holds what a client knows of the platform at one moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be asked of Consul's HTTP API: operations in, Calls out, which say what to send and to make of it.
+"""Describes each call of Consul's HTTP API; the one file that touches python-consul2.
 
 The API layer is that of python-consul2 (or of py-consul, its successor, which has the same import
 name). What that layer lacks or does badly stands beside it: reads with all of Consul's response

@@ -1,4 +1,4 @@
-"""Talks to Consul's HTTP API: method calls in, Answers or this package's errors out.
+"""Sends calls to Consul's HTTP API and raises this package's errors.
 
 Calls are carried by httpx, or by connections of our own where changes are waited for. Nothing here
 looks at the environment: what a ConsulConfig says, holds.

@@ -1,4 +1,4 @@
-"""How to reach Consul: the consul command's environment variables in, one checked ConsulConfig out."""
+"""Reads how to reach Consul from the consul command's environment variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds a consul binary and runs a development agent with it: a path and ports in, a Consul out."""
+"""Finds a consul binary and runs a development agent with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at Consul for `lictor doctor`: how to reach it in; how it is, and what the token may do, out."""
+"""Checks Consul and the rights of its token for `lictor doctor`."""
 
 from __future__ import annotations
 

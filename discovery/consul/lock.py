@@ -1,4 +1,4 @@
-"""A lock in Consul that frees itself soon after its holder is gone: a key in, whether it is held out.
+"""Holds a lock in Consul that frees itself soon after its holder is gone.
 
 The lock is a key that a session holds. The session is bound to the health of the agent's node and
 to a TTL check of a service that the process registers of itself: when the process dies, hangs or is

@@ -1,4 +1,4 @@
-"""Tries what a lock in Consul needs of a token, and leaves all as it was: a client in, missing rights out."""
+"""Tries what a lock in Consul needs of a token, and leaves everything as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a connection to Consul failed: an error of any layer in; the cause in words, and its mend, out."""
+"""Explains why a connection to Consul failed, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Announces a module to a Consul agent: an Announcement in, a service with its checks there."""
+"""Registers a module with a Consul agent and keeps its checks alive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from discovery.announce.definition import Announcement
+from discovery.announce.definition import ServiceDefinition
 from discovery.announce.own_address import own_address_towards
 from discovery.announce.registrar import MayRestore, first_of, fitting
 from discovery.announce.road import FAR_PAUSE, NEAR_PAUSE, Road, RoadOptions
@@ -36,9 +36,9 @@ _FLOOR = 0.5
 
 
 class ConsulAnnouncer:
-    """An Announcer: registers with the agent, and asks it, by blocking queries, whether it still knows."""
+    """A Registrar: registers with the agent, and asks it, by blocking queries, whether it still knows."""
 
-    def __init__(self, announcement: Announcement, config: ConsulConfig) -> None:
+    def __init__(self, announcement: ServiceDefinition, config: ConsulConfig) -> None:
         self._announcement = announcement
         self._config = config
         self._client = AsyncConsulClient(config)
@@ -163,7 +163,7 @@ def _check_removal(id: str) -> Call[None]:
     return Call(method="PUT", path=path, parse=lambda reply: None, absent=UnknownInstance)
 
 
-def faults(announcement: Announcement) -> list[str]:
+def faults(announcement: ServiceDefinition) -> list[str]:
     """What Consul would not take, or not as it is said, or not give back."""
     found = [f"id: {fault}"] if (fault := asking_fault(announcement.id)) else []
     after = announcement.deregister_after
@@ -175,19 +175,21 @@ def faults(announcement: Announcement) -> list[str]:
     return found
 
 
-def check_ids(announcement: Announcement) -> list[str]:
+def check_ids(announcement: ServiceDefinition) -> list[str]:
     """The ids of the checks, as Consul itself would name them."""
     if len(announcement.checks) == 1:
         return [f"service:{announcement.id}"]
     return [f"service:{announcement.id}:{number}" for number in range(1, len(announcement.checks) + 1)]
 
 
-def ttl_check_ids(announcement: Announcement) -> list[str]:
+def ttl_check_ids(announcement: ServiceDefinition) -> list[str]:
     pairs = zip(check_ids(announcement), announcement.checks, strict=True)
     return [id for id, check in pairs if isinstance(check, TTLCheck)]
 
 
-def definition(announcement: Announcement, address: str, said: Health = Health.PASSING) -> dict[str, Any]:
+def definition(
+    announcement: ServiceDefinition, address: str, said: Health = Health.PASSING
+) -> dict[str, Any]:
     """The body of /v1/agent/service/register. TTL checks begin with what the module says of itself."""
     # Where the node's address stands for the module's, the agent is on the module's own machine.
     target = Target(scheme=announcement.scheme, host=address or "127.0.0.1", port=announcement.port)

@@ -1,4 +1,4 @@
-"""Asks a module for its own health, as Consul's agent would: a check in, a health and a note out."""
+"""Checks a module's health the way Consul's agent would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses may be fetched from: networks and a host in, the addresses to connect to out.
+"""Decides which addresses may be fetched from.
 
 A registry is told by anybody that there is a module at an address: without this, whoever may
 register could have Lictor ask any server that it reaches, a cloud's metadata service above all.

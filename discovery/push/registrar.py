@@ -1,4 +1,4 @@
-"""Announces a module to Lictor itself, without any registry: an Announcement in, heartbeats there."""
+"""Registers a module with Lictor itself and sends its heartbeats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from discovery.announce.definition import Announcement
+from discovery.announce.definition import ServiceDefinition
 from discovery.announce.own_address import own_address_towards
 from discovery.announce.registrar import MayRestore, first_of, fitting
 from discovery.announce.road import FAR_PAUSE, NEAR_PAUSE, Road, RoadOptions
@@ -47,10 +47,10 @@ _WORST_FIRST = (Health.CRITICAL, Health.WARNING, Health.PASSING)
 
 
 class PushAnnouncer:
-    """An Announcer: registers over HTTP and sends heartbeats, with the outcome of the module's own checks."""
+    """A Registrar: registers over HTTP and sends heartbeats, with the outcome of the module's own checks."""
 
     def __init__(
-        self, announcement: Announcement, url: str, *, token: str = "", token_file: Path | None = None
+        self, announcement: ServiceDefinition, url: str, *, token: str = "", token_file: Path | None = None
     ) -> None:
         self._announcement = announcement
         self._url = url.rstrip("/")
@@ -204,7 +204,7 @@ class PushAnnouncer:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def faults(announcement: Announcement) -> list[str]:
+def faults(announcement: ServiceDefinition) -> list[str]:
     """What Lictor would not take."""
     found = []
     if "/" in announcement.id or len(announcement.id) > _LONGEST_ID:

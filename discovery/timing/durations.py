@@ -1,4 +1,4 @@
-"""Reads durations as Go and Consul write them: "1m30s" in, seconds out; and back."""
+"""Reads and writes durations as Go and Consul do: "1m30s" is 90 seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetches manifests: an instance in, its checked manifest out, or one error that says why not.
+"""Fetches an instance's manifest within bounds, and checks it.
 
 A module is not trusted. It is asked at the address under which it is registered and nowhere else;
 its answer is bounded in bytes, as sent and as decompressed, and in time, from connecting to the

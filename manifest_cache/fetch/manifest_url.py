@@ -1,4 +1,4 @@
-"""Where an instance's manifest lies: a registration in, a URL that leads nowhere but to the instance out."""
+"""Builds the URL of an instance's manifest, which can lead nowhere but to the instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is due in, fetched and written out: many at a time, and no host takes the places of all others."""
+"""Fetches the manifests that are due, many at a time and never too many from one host."""
 
 from __future__ import annotations
 

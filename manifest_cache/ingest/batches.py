@@ -1,4 +1,4 @@
-"""What registries told in, portions of it out that are stored in one transaction each."""
+"""Splits reported changes into batches, each stored in one transaction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manifest_cache.ingest.plausibility import Update
 _MOST = 1000
 
 
-def portions(updates: Sequence[Update]) -> Iterator[list[Update]]:
+def batches(updates: Sequence[Update]) -> Iterator[list[Update]]:
     """The updates in their order, nearly always in one portion.
 
     Of a change with very many instances, as the first sight of a registry is, the first are served,

@@ -1,4 +1,4 @@
-"""Holds what registries told until it is stored: updates in, one merged batch out."""
+"""Merges what registries report until it is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doubts a registry that suddenly tells of far fewer instances: what is told in, what to believe out."""
+"""Doubts a registry that suddenly reports far fewer instances."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Update: TypeAlias = Change | Lost | Doubted | Trusted
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What to believe of what a source told, and how it stands with the rest."""
 
     believed: Change
@@ -53,7 +53,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class Picture:
+class SourceState:
     """What one source tells now, beside what is believed of it.
 
     Presence is believed at once. Absence is doubted when more than the share `max_drop` of the
@@ -75,18 +75,18 @@ class Picture:
     # What is believed and not told, kept along: looking for it would take as long as there is of both.
     _missing: set[InstanceKey] = field(default_factory=set)
     _complete: bool = False
-    _is_heard: bool = False
+    _has_reported: bool = False
     _is_accepted: bool = False
     _doubted_since: float | None = None
     _unsure: str | None = None
     _unsure_since: float = 0.0
 
-    def hear(self, change: Change, now: float) -> Verdict:
+    def apply(self, change: Change, now: float) -> Decision:
         """Takes a change that the source told."""
         if change.doubt is not None and self._unsure is None:
             self._unsure_since = now
         self._unsure = change.doubt
-        self._is_heard = True
+        self._has_reported = True
         self._take(change)
         if self._is_accepted and self._complete:
             return self._believe_all(change.present)
@@ -107,29 +107,29 @@ class Picture:
         self._missing |= self.believed.intersection(change.gone)
         self._missing -= present
 
-    def look_again(self, now: float) -> Verdict:
+    def recheck(self, now: float) -> Decision:
         """Judges anew what the source told last."""
         return self._judge((), now, empty=not self._told)
 
-    def accept(self) -> Verdict | None:
+    def accept(self) -> Decision | None:
         """An operator believes what the source tells; None if that is to come yet."""
         self._is_accepted = True
-        return self._believe_all(()) if self._is_heard and self._complete else None
+        return self._believe_all(()) if self._has_reported and self._complete else None
 
     def lose(self) -> None:
         """The source was lost: what it confirms has to be confirmed from the beginning."""
         self._doubted_since = self._unsure = None
-        self._is_heard = False
+        self._has_reported = False
 
     @property
     def doubted_until(self) -> float | None:
         """When the doubt ends by itself, None where there is none."""
         return None if self._doubted_since is None else self._doubted_since + self.patience
 
-    def _judge(self, present: tuple[ServiceInstance, ...], now: float, *, empty: bool) -> Verdict:
+    def _judge(self, present: tuple[ServiceInstance, ...], now: float, *, empty: bool) -> Decision:
         if not self._complete:
             # Nothing can be missing of what was not told in full yet.
-            return Verdict(Change(source=self.source, present=present), Trusted(self.source))
+            return Decision(Change(source=self.source, present=present), Trusted(self.source))
         missing = self._missing
         too_many = len(missing) >= AT_LEAST and len(missing) > self.max_drop * len(self.believed)
         unsure = self._unsure if now - self._unsure_since < self.patience else None
@@ -142,64 +142,64 @@ class Picture:
         reason = f"{len(missing)} of {len(self.believed)} instances are missing"
         reason = f"{unsure}: {reason}" if unsure else f"{reason} at once"
         self.believed.update(instance.key for instance in present)
-        return Verdict(Change(source=self.source, present=present), Doubted(self.source, reason))
+        return Decision(Change(source=self.source, present=present), Doubted(self.source, reason))
 
-    def _believe_all(self, present: tuple[ServiceInstance, ...]) -> Verdict:
+    def _believe_all(self, present: tuple[ServiceInstance, ...]) -> Decision:
         """As an operator said, for whom the source need not be sure of it either."""
         self._is_accepted = False
         self._unsure_since = -math.inf
         return self._believe(present)
 
-    def _believe(self, present: tuple[ServiceInstance, ...]) -> Verdict:
+    def _believe(self, present: tuple[ServiceInstance, ...]) -> Decision:
         gone = tuple(sorted(self._missing))
         # Whatever else was told is believed already.
         self.believed.update(instance.key for instance in present)
         self.believed -= self._missing
         self._missing.clear()
         self._doubted_since = None
-        return Verdict(Change(source=self.source, present=present, gone=gone), Trusted(self.source))
+        return Decision(Change(source=self.source, present=present, gone=gone), Trusted(self.source))
 
 
-class Beliefs:
-    """The pictures of all sources: what registries and operators say in, what to write down out."""
+class PlausibilityFilter:
+    """The states of all sources: what registries and operators say in, what to write down out."""
 
     def __init__(self, policies: Mapping[str, Policy]) -> None:
         """Policies by the registry's name."""
         self._policies = policies
-        self._pictures: dict[str, Picture] = {}
+        self._states: dict[str, SourceState] = {}
 
     def start_from(self, believed: Mapping[str, Iterable[InstanceKey]]) -> None:
         """Takes what was believed of each source when the program last ended."""
         for source, keys in believed.items():
-            self._picture(source).believed = set(keys)
+            self._state(source).believed = set(keys)
 
-    def hear(self, said: Change | Lost | Accept, now: float) -> list[Update]:
+    def apply(self, said: Change | Lost | Accept, now: float) -> list[Update]:
         """What to believe of what was just said."""
-        picture = self._picture(said.source)
+        state = self._state(said.source)
         if isinstance(said, Lost):
-            picture.lose()
+            state.lose()
             return [said]
-        verdict = picture.accept() if isinstance(said, Accept) else picture.hear(said, now)
-        return [verdict.believed, verdict.standing] if verdict is not None else []
+        decision = state.accept() if isinstance(said, Accept) else state.apply(said, now)
+        return [decision.believed, decision.standing] if decision is not None else []
 
-    def look_again(self, now: float) -> list[Update]:
+    def recheck(self, now: float) -> list[Update]:
         """What to believe without new word: of sources whose time of doubt is over."""
         over = [
-            picture
-            for picture in self._pictures.values()
-            if picture.doubted_until is not None and picture.doubted_until <= now
+            state
+            for state in self._states.values()
+            if state.doubted_until is not None and state.doubted_until <= now
         ]
-        verdicts = [picture.look_again(now) for picture in over]
-        return [update for verdict in verdicts for update in (verdict.believed, verdict.standing)]
+        decisions = [state.recheck(now) for state in over]
+        return [update for decision in decisions for update in (decision.believed, decision.standing)]
 
     @property
     def doubt_ends_at(self) -> float | None:
         """When a doubt next ends by itself, None where there is none."""
-        ends = (picture.doubted_until for picture in self._pictures.values())
+        ends = (state.doubted_until for state in self._states.values())
         return min((end for end in ends if end is not None), default=None)
 
-    def _picture(self, source: str) -> Picture:
-        if source not in self._pictures:
+    def _state(self, source: str) -> SourceState:
+        if source not in self._states:
             policy = self._policies.get(registry_of(source), _BELIEVED)
-            self._pictures[source] = Picture(source, policy.max_drop, policy.doubt)
-        return self._pictures[source]
+            self._states[source] = SourceState(source, policy.max_drop, policy.doubt)
+        return self._states[source]

@@ -1,4 +1,4 @@
-"""The push registry: modules that register over HTTP and stay by heartbeats; what they send in, rows out."""
+"""Stores modules that register over HTTP and stay by heartbeats."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from manifest_cache.ledger.ledger import Ledger
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, StoreUnavailable
-from manifest_cache.storage.models import Instance, PushLease, utc_now
-from manifest_cache.storage.raw_rows import Reading, Writing
+from manifest_cache.storage.models import InstanceRow, PushLeaseRow, utc_now
+from manifest_cache.storage.raw_rows import ReadTransaction, WriteTransaction
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class PushRegistration:
 class Registered:
     """A registration as it stands: the instance, the index that shows it, what is expected of the module."""
 
-    instance: Instance
+    instance: InstanceRow
     index: int
     heartbeat_interval: float
     deregister_after: float
@@ -77,7 +77,7 @@ class PushRegistry:
         interval = registration.heartbeat_interval or self._settings.heartbeat_interval
         deregister_after = registration.deregister_after or self._settings.deregister_after
         with self._database.write() as session:
-            ledger = Ledger(Writing.of(session.connection()), self._settings)
+            ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
             ledger.change(Change(source=SOURCE, present=(instance,)))
             row = _known(ledger, instance.key)
             if registration.manifest is not None:
@@ -86,7 +86,7 @@ class PushRegistry:
                 ledger.fetch_manifest(row)
             index = ledger.close()
             stored = _row(session, instance.key)
-            lease = PushLease(
+            lease = PushLeaseRow(
                 instance=stored.key or 0,
                 heartbeat_interval=interval,
                 deregister_after=deregister_after,
@@ -111,7 +111,7 @@ class PushRegistry:
     def deregister(self, module: str, id_: str) -> int:
         """Removes an instance; returns the index. Raises UnknownInstance."""
         key = InstanceKey(module, "", id_)
-        with self._database.writing() as writing:
+        with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
             _known(ledger, key)
             ledger.change(Change(source=SOURCE, gone=(key,)))
@@ -134,8 +134,8 @@ class PushRegistry:
         return following
 
     def _expire_due(self) -> datetime | None:
-        with self._database.reading() as reading:
-            first = next(iter(reading.objects(PushLease, "ORDER BY expires_at LIMIT 1")), None)
+        with self._database.raw_read() as reading:
+            first = next(iter(reading.objects(PushLeaseRow, "ORDER BY expires_at LIMIT 1")), None)
         following = first.expires_at if first else None
         if following is None or following > utc_now():
             return following
@@ -147,7 +147,7 @@ class PushRegistry:
         """Gives every instance its whole patience anew, after a time in which none was watched."""
         with self._database.write(quiet=True) as session:
             now = utc_now()
-            for lease in session.exec(select(PushLease)):
+            for lease in session.exec(select(PushLeaseRow)):
                 seconds = lease.deregister_after if lease.lapsed else lease.heartbeat_interval * MISSED_BEATS
                 lease.expires_at = max(lease.expires_at, now + timedelta(seconds=seconds))
 
@@ -155,8 +155,8 @@ class PushRegistry:
         """A heartbeat that says nothing new: one statement. None if there is more to it."""
         with self._database.write(quiet=True) as session:
             found = session.exec(
-                select(PushLease, Instance.health)
-                .join(Instance, col(Instance.key) == PushLease.instance)
+                select(PushLeaseRow, InstanceRow.health)
+                .join(InstanceRow, col(InstanceRow.key) == PushLeaseRow.instance)
                 .where(*_is(key))
             ).first()
             if found is None or found[1] != health:
@@ -166,26 +166,27 @@ class PushRegistry:
             lease.expires_at = lease.last_beat + _patience(lease.heartbeat_interval)
             lease.note, lease.lapsed, lease.reported = note, False, health
             return Heartbeat(
-                index=index_of(Reading.of(session.connection())), heartbeat_interval=lease.heartbeat_interval
+                index=index_of(ReadTransaction.of(session.connection())),
+                heartbeat_interval=lease.heartbeat_interval,
             )
 
     def _changing_beat(self, key: InstanceKey, health: Health, note: str) -> Heartbeat:
         with self._database.write() as session:
-            ledger = Ledger(Writing.of(session.connection()), self._settings)
+            ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
             row = _known(ledger, key)
             ledger.health(row, health)
-            lease = session.get_one(PushLease, row.key)
+            lease = session.get_one(PushLeaseRow, row.key)
             lease.last_beat = ledger.now
             lease.expires_at = ledger.now + _patience(lease.heartbeat_interval)
             lease.note, lease.lapsed, lease.reported = note, False, health
             return Heartbeat(index=ledger.close(), heartbeat_interval=lease.heartbeat_interval)
 
     def _expire(self, session: Session) -> None:
-        ledger = Ledger(Writing.of(session.connection()), self._settings)
+        ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
         expired = session.exec(
-            select(PushLease, Instance)
-            .join(Instance, col(Instance.key) == PushLease.instance)
-            .where(col(PushLease.expires_at) <= ledger.now)
+            select(PushLeaseRow, InstanceRow)
+            .join(InstanceRow, col(InstanceRow.key) == PushLeaseRow.instance)
+            .where(col(PushLeaseRow.expires_at) <= ledger.now)
         ).all()
         removed = [InstanceKey(row.module, row.node, row.id) for lease, row in expired if lease.lapsed]
         for lease, row in expired:
@@ -203,18 +204,18 @@ class PushRegistry:
 
 def _is(key: InstanceKey) -> Sequence[Any]:
     return (
-        Instance.source == SOURCE,
-        Instance.module == key.module,
-        Instance.node == key.node,
-        Instance.id == key.id,
+        InstanceRow.source == SOURCE,
+        InstanceRow.module == key.module,
+        InstanceRow.node == key.node,
+        InstanceRow.id == key.id,
     )
 
 
-def _row(session: Session, key: InstanceKey) -> Instance:
-    return session.exec(select(Instance).where(*_is(key))).one()
+def _row(session: Session, key: InstanceKey) -> InstanceRow:
+    return session.exec(select(InstanceRow).where(*_is(key))).one()
 
 
-def _known(ledger: Ledger, key: InstanceKey) -> Instance:
+def _known(ledger: Ledger, key: InstanceKey) -> InstanceRow:
     row = ledger.instance_of(SOURCE, key)
     if row is None:
         raise UnknownInstance(
@@ -228,4 +229,4 @@ def _patience(interval: float) -> timedelta:
 
 
 def _next_expiry(session: Session) -> datetime | None:
-    return session.exec(select(func.min(PushLease.expires_at))).one()
+    return session.exec(select(func.min(PushLeaseRow.expires_at))).one()

@@ -1,4 +1,4 @@
-"""The synchronizer's side of the database: changes and fetched manifests in, due fetches out."""
+"""Runs the synchronizer's transactions: changes, fetched manifests, due fetches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from manifest_cache.ingest.plausibility import Doubted, Update
 from manifest_cache.ledger.ledger import Ledger, Refresh
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance, Source, utc_now
-from manifest_cache.storage.raw_rows import Reading, one_of
-from manifest_cache.storage.unit_of_work import Rows
+from manifest_cache.storage.models import InstanceRow, SourceRow, utc_now
+from manifest_cache.storage.raw_rows import ReadTransaction, one_of
+from manifest_cache.storage.unit_of_work import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Store:
 
     def apply(self, updates: Sequence[Update]) -> Applied:
         """Writes what registries told and how far they are believed, in its order."""
-        with self._database.writing() as writing:
+        with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
             for update in updates:
                 if isinstance(update, Change):
@@ -90,7 +90,9 @@ class Store:
     def believed(self) -> dict[str, set[InstanceKey]]:
         """The keys of all instances that are believed to be there, by source."""
         with self._database.read() as session:
-            rows = session.exec(select(Instance.source, Instance.module, Instance.node, Instance.id)).all()
+            rows = session.exec(
+                select(InstanceRow.source, InstanceRow.module, InstanceRow.node, InstanceRow.id)
+            ).all()
         keys: dict[str, set[InstanceKey]] = defaultdict(set)
         for source, module, node, id_ in rows:
             keys[source].add(InstanceKey(module, node, id_))
@@ -99,17 +101,17 @@ class Store:
     def sources(self) -> list[str]:
         """The names of all sources that were ever heard of."""
         with self._database.read() as session:
-            return list(session.exec(select(Source.name)))
+            return list(session.exec(select(SourceRow.name)))
 
     def accept_requests(self) -> list[str]:
         """The sources that an operator wants believed."""
-        with self._database.reading() as reading:
+        with self._database.raw_read() as reading:
             return [name for (name,) in reading.rows("SELECT name FROM sources WHERE accept_requested")]
 
     def request_acceptance(self, source: str | None = None) -> list[str]:
         """Asks the synchronizer to believe a source that is doubted, or all such; returns which."""
         with self._database.write() as session:
-            doubted = session.exec(select(Source).where(col(Source.doubt).is_not(None))).all()
+            doubted = session.exec(select(SourceRow).where(col(SourceRow.doubt).is_not(None))).all()
             wanted = [row for row in doubted if source in (None, row.name, row.registry_name)]
             for row in wanted:
                 row.accept_requested = True
@@ -120,7 +122,7 @@ class Store:
 
         Returns of how many, and the index; None if there is no such module.
         """
-        with self._database.writing() as writing:
+        with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
             refresh = ledger.refresh(module)
             index = ledger.close()
@@ -131,7 +133,7 @@ class Store:
 
         An outcome is dropped if its instance is gone, or has registered anew since the fetch began.
         """
-        with self._database.writing() as writing:
+        with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
             ledger.expect(*_named_in(outcomes))
             for job, outcome in outcomes:
@@ -161,7 +163,7 @@ class Store:
         `leave_out` are the claims of jobs that are under way already, `leave_out_hosts` addresses of
         which there are enough.
         """
-        fetch_at, now = col(Instance.fetch_at), utc_now()
+        fetch_at, now = col(InstanceRow.fetch_at), utc_now()
         # Asked at each commit, and mostly nothing is due.
         following = self._next_fetch(leave_out_hosts)
         if following is None or following > now:
@@ -170,7 +172,7 @@ class Store:
             connection = session.connection()
             found = connection.execute(
                 sqlalchemy.select(*_CLAIM)
-                .where(fetch_at <= now, col(Instance.address).not_in(leave_out_hosts))
+                .where(fetch_at <= now, col(InstanceRow.address).not_in(leave_out_hosts))
                 .order_by(fetch_at)
                 .limit(limit + len(leave_out))
             ).all()
@@ -180,10 +182,13 @@ class Store:
                 for key, source, *instance, generation in found
                 if (source, InstanceKey(*instance), generation) not in leave_out
             ][:limit]
-            rows = {row.key: row for row in Rows(Reading.of(connection), Instance).load("key", keys)}
+            rows = {
+                row.key: row
+                for row in UnitOfWork(ReadTransaction.of(connection), InstanceRow).load("key", keys)
+            }
             following = session.exec(
                 select(fetch_at)
-                .where(fetch_at > now, col(Instance.address).not_in(leave_out_hosts))
+                .where(fetch_at > now, col(InstanceRow.address).not_in(leave_out_hosts))
                 .order_by(fetch_at)
                 .limit(1)
             ).first()
@@ -192,15 +197,15 @@ class Store:
     def _next_fetch(self, leave_out_hosts: Collection[str]) -> datetime | None:
         others = f"AND NOT address {one_of(leave_out_hosts)} " if leave_out_hosts else ""
         wanted = f"WHERE fetch_at IS NOT NULL {others}ORDER BY fetch_at LIMIT 1"
-        with self._database.reading() as reading:
-            first = next(iter(reading.objects(Instance, wanted, *leave_out_hosts)), None)
+        with self._database.raw_read() as reading:
+            first = next(iter(reading.objects(InstanceRow, wanted, *leave_out_hosts)), None)
         return first.fetch_at if first else None
 
     def mark_unfollowed(self, followed: Collection[str]) -> None:
         """Notes that what registries other than these said is no longer kept current."""
-        with self._database.writing() as writing:
+        with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
-            for source in writing.objects(Source, "ORDER BY name"):
+            for source in writing.objects(SourceRow, "ORDER BY name"):
                 if source.registry_name not in followed:
                     reason = f"{source.registry_name} is not in LICTOR_REGISTRIES"
                     ledger.lost(Lost(source=source.name, reason=reason, retry_in=0))
@@ -220,18 +225,18 @@ def _named_in(outcomes: Sequence[tuple[FetchJob, Outcome]]) -> tuple[set[str], s
     return {job.instance.module for job, _ in outcomes}, {outcome.parsed.digest for outcome in fetched}
 
 
-def _is_asked_again(row: Instance, job: FetchJob, now: datetime) -> bool:
+def _is_asked_again(row: InstanceRow, job: FetchJob, now: datetime) -> bool:
     """Whether the instance fell due anew since a fetch of it began, which may have been too soon."""
     return row.fetch_at is not None and job.due_at is not None and job.due_at < row.fetch_at <= now
 
 
-def _job(row: Instance) -> FetchJob:
+def _job(row: InstanceRow) -> FetchJob:
     has_manifest = row.digest is not None
     etag = row.etag if has_manifest else None
     return FetchJob(row.source, row.generation, row.fetch_at, _instance(row), etag, has_manifest)
 
 
-def _instance(row: Instance) -> ServiceInstance:
+def _instance(row: InstanceRow) -> ServiceInstance:
     return ServiceInstance(
         module=row.module,
         id=row.id,

@@ -1,4 +1,4 @@
-"""The lock that lives and dies with its process: a database in, a file lock or an advisory lock on it out.
+"""Holds a lock on the database that ends with its process: a file lock or an advisory lock.
 
 The kernel frees the one when its process ends, however it ends, and PostgreSQL the other, as the
 connection that holds it is closed then. A process that is merely paused keeps both.

@@ -1,4 +1,4 @@
-"""Decides which of several synchronizers leads: candidates in, one leader with a fenced database out.
+"""Elects the one synchronizer that leads, and gives it a fenced database.
 
 What counts is the row `leadership`: whoever takes it gets a token, and writes with an older token
 are refused (`FencedDatabase`), so that a leader which was paused does no harm. The leader renews the
@@ -28,7 +28,7 @@ from manifest_cache.leader import database_lock
 from manifest_cache.leader.lease import Lease
 from manifest_cache.metrics import LEADER, LEADERSHIP_CHANGES
 from manifest_cache.storage.database import Database, Fenced, FencedDatabase, StoreError, StoreUnavailable
-from manifest_cache.storage.models import Leadership
+from manifest_cache.storage.models import LeadershipRow
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ class Election:
         self._name = name
         self._lease = Lease(database)
         self._lock = database_lock.for_database(database)
-        self._silence = _Silence()
+        self._silence = _LeaseExpiry()
         self._trouble = _Trouble()
         # Which locks the leader was seen to hold while this process led, and who leads else.
         self._held: set[str] = set()
-        self._seen = Leadership()
+        self._seen = LeadershipRow()
         self._fenced: FencedDatabase | None = None
 
     async def run(self, lead: Lead) -> None:
@@ -117,7 +117,7 @@ class Election:
     def _try_to_lead(self) -> FencedDatabase | None:
         seen = self._seen = self._look()
         silent = self._silence.lasts(seen)
-        why = self._why_lead(seen, silent)
+        why = self._takeover_reason(seen, silent)
         if why is None:
             return None
         try:
@@ -129,7 +129,7 @@ class Election:
             logger.info("leading holder=%s token=%d: %s", self._name, self._fenced.token, why)
         return self._fenced
 
-    def _look(self) -> Leadership:
+    def _look(self) -> LeadershipRow:
         try:
             return self._lease.look()
         except StoreUnavailable:
@@ -139,7 +139,7 @@ class Election:
             self._database.check_schema()
             raise
 
-    def _why_lead(self, seen: Leadership, silent: bool) -> str | None:
+    def _takeover_reason(self, seen: LeadershipRow, silent: bool) -> str | None:
         """What makes the lead free for this process; None if it is not."""
         if seen.holder is None:
             return "nobody led"
@@ -216,7 +216,7 @@ class Election:
         self._registry_lock.changed.clear()
 
 
-class _Silence:
+class _LeaseExpiry:
     """How long a leader has not renewed its lease, by this process's clock: clocks of machines differ."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ class _Silence:
         """Begins anew with the next look."""
         self._last = ()
 
-    def lasts(self, seen: Leadership) -> bool:
+    def lasts(self, seen: LeadershipRow) -> bool:
         """Whether it has lasted too long, with what was seen now."""
         now, last = time.monotonic(), (seen.token, seen.renewed_at)
         if last != self._last:

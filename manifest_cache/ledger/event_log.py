@@ -1,4 +1,4 @@
-"""What happened in, the lines of the log that tell of it out: what was and what is, as plain JSON values."""
+"""Writes the lines of the event log: what was and what is, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlmodel import SQLModel
 
-from manifest_cache.storage.models import Instance, Source
-from manifest_cache.storage.raw_rows import Reading, Writing
+from manifest_cache.storage.models import InstanceRow, SourceRow
+from manifest_cache.storage.raw_rows import ReadTransaction, WriteTransaction
 from manifest_cache.storage.raw_statements import statements
 
 _EVENTS = SQLModel.metadata.tables["events"]
@@ -18,7 +18,7 @@ _EVENTS = SQLModel.metadata.tables["events"]
 class EventLog:
     """The events of one transaction, kept in their order until `write`."""
 
-    def __init__(self, writing: Writing, now: datetime) -> None:
+    def __init__(self, writing: WriteTransaction, now: datetime) -> None:
         self._writing = writing
         self._now = now
         self._lines: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class EventLog:
     def instance(
         self,
         type_: str,
-        row: Instance,
+        row: InstanceRow,
         was: Mapping[str, Any] | None = None,
         is_: Mapping[str, Any] | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class EventLog:
         self,
         type_: str,
         before: Mapping[str, Any],
-        row: Instance,
+        row: InstanceRow,
         leave_out: Collection[str] = (),
     ) -> bool:
         """A line about what of an instance is other than before (`described`); False if nothing is."""
@@ -83,7 +83,7 @@ class EventLog:
             )
         return bool(differing)
 
-    def source(self, type_: str, source: Source, was: Mapping[str, Any]) -> None:
+    def source(self, type_: str, source: SourceRow, was: Mapping[str, Any]) -> None:
         """A line about a source of a registry."""
         self.add(
             type_,
@@ -100,12 +100,12 @@ class EventLog:
         return index_of(self._writing)
 
 
-def index_of(reading: Reading) -> int:
+def index_of(reading: ReadTransaction) -> int:
     """The index of the newest event that the transaction sees, 0 if there is none."""
     return reading.value('SELECT max("index") FROM events') or 0
 
 
-def described(row: Instance) -> dict[str, Any]:
+def described(row: InstanceRow) -> dict[str, Any]:
     """All of an instance that a reader can see but for the times, as plain JSON values."""
     return {
         "address": row.address,
@@ -121,7 +121,7 @@ def described(row: Instance) -> dict[str, Any]:
     }
 
 
-def described_error(row: Instance) -> dict[str, Any] | None:
+def described_error(row: InstanceRow) -> dict[str, Any] | None:
     """Why there is no (new) manifest of an instance."""
     if row.error_type is None:
         return None

@@ -1,4 +1,4 @@
-"""Changes of state in, rows and their events out: all that a reader can see is changed here."""
+"""Changes all that a reader can see, always together with its events."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from sqlmodel import SQLModel
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from discovery.text import quoted
 from manifest_cache.ledger.event_log import EventLog, described, described_error
-from manifest_cache.ledger.fetch_schedule import FetchPlan
-from manifest_cache.ledger.module_summary import HEALTHY, Settlement, new_module
+from manifest_cache.ledger.fetch_schedule import FetchSchedule
+from manifest_cache.ledger.module_summary import HEALTHY, ModuleSummary, new_module
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.metrics import DOUBTS
 from manifest_cache.settings import CacheSettings
-from manifest_cache.storage.models import Instance, Manifest, Module, Source, Tombstone, utc_now
-from manifest_cache.storage.raw_rows import Writing
+from manifest_cache.storage.models import (
+    InstanceRow,
+    ManifestRow,
+    ModuleRow,
+    SourceRow,
+    TombstoneRow,
+    utc_now,
+)
+from manifest_cache.storage.raw_rows import WriteTransaction
 from manifest_cache.storage.raw_statements import statements
-from manifest_cache.storage.unit_of_work import Rows
+from manifest_cache.storage.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +37,7 @@ _CONTACT_RESOLUTION = timedelta(seconds=5)
 _LONGEST_KEY = 2500
 # So many characters are kept of why a registry cannot be reached: it may have answered with a whole page.
 _LONGEST_REASON = 1000
-_REMEMBERED = set(Tombstone.model_fields) - {"key", "gone_at"}
+_REMEMBERED = set(TombstoneRow.model_fields) - {"key", "gone_at"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +56,29 @@ class Ledger:
     together. Whoever opens one calls `close` before the transaction ends.
     """
 
-    def __init__(self, writing: Writing, settings: CacheSettings) -> None:
+    def __init__(self, writing: WriteTransaction, settings: CacheSettings) -> None:
         self.now = utc_now()
         self._writing = writing
-        self._sources = Rows(writing, Source)
-        self._modules = Rows(writing, Module)
-        self._manifests = Rows(writing, Manifest)
-        self._instances = Rows(writing, Instance)
-        self._tombstones = Rows(writing, Tombstone)
-        self._source_named: dict[str, Source] = {}
-        self._module_named: dict[str, Module] = {}
-        self._manifest_of: dict[tuple[str, str], Manifest] = {}
+        self._sources = UnitOfWork(writing, SourceRow)
+        self._modules = UnitOfWork(writing, ModuleRow)
+        self._manifests = UnitOfWork(writing, ManifestRow)
+        self._instances = UnitOfWork(writing, InstanceRow)
+        self._tombstones = UnitOfWork(writing, TombstoneRow)
+        self._source_named: dict[str, SourceRow] = {}
+        self._module_named: dict[str, ModuleRow] = {}
+        self._manifest_of: dict[tuple[str, str], ManifestRow] = {}
         self._digests: set[str] = set()
-        self._instances_of: dict[str, list[Instance]] = {}
-        self._buried: dict[tuple[str, InstanceKey], Tombstone] = {}
-        self._fresh: set[str] = set()
-        self._touched: dict[str, str] = {}
+        self._instances_of: dict[str, list[InstanceRow]] = {}
+        self._new_tombstones: dict[tuple[str, InstanceKey], TombstoneRow] = {}
+        self._new_modules: set[str] = set()
+        self._dirty_modules: dict[str, str] = {}
         self._log = EventLog(writing, self.now)
-        self._fetches = FetchPlan(writing, settings, self.now)
+        self._fetches = FetchSchedule(writing, settings, self.now)
 
     # What is there
 
     @property
-    def due(self) -> list[Instance]:
+    def due(self) -> list[InstanceRow]:
         """The instances whose manifests are to be fetched now, because of what was told here."""
         return self._fetches.due
 
@@ -80,7 +87,7 @@ class Ledger:
         self._load(set(modules))
         self._load_manifests(digests)
 
-    def instance_of(self, source: str, key: InstanceKey) -> Instance | None:
+    def instance_of(self, source: str, key: InstanceKey) -> InstanceRow | None:
         """The instance that a source knows by this key."""
         self._load([key.module])
         return next((row for row in self._instances_of[key.module] if _is(row, source, key)), None)
@@ -93,7 +100,7 @@ class Ledger:
         for row in self._instances.load("module", unknown):
             self._instances_of[row.module].append(row)
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str) -> SourceRow:
         if name not in self._source_named:
             self._source_named |= {row.name: row for row in self._sources.load("name", [name])}
         if name not in self._source_named:
@@ -110,7 +117,7 @@ class Ledger:
             )
         return self._source_named[name]
 
-    def _manifest(self, module: str, digest: str) -> Manifest | None:
+    def _manifest(self, module: str, digest: str) -> ManifestRow | None:
         self._load_manifests([digest])
         return self._manifest_of.get((module, digest))
 
@@ -153,7 +160,7 @@ class Ledger:
             names.update(row.module for row in added if row.source == change.source)
         return names
 
-    def health(self, row: Instance, health: Health) -> None:
+    def health(self, row: InstanceRow, health: Health) -> None:
         """Notes how an instance is."""
         self._alter(row, {}, health)
 
@@ -189,7 +196,7 @@ class Ledger:
             logger.warning("believed again source=%s", name)
             self._log.source("registry.accepted", source, was)
 
-    def _heard_from(self, source: Source) -> None:
+    def _heard_from(self, source: SourceRow) -> None:
         if not source.connected:
             was = {"connected": False, "reason": source.reason}
             source.connected, source.reason, source.since = True, None, self.now
@@ -198,34 +205,34 @@ class Ledger:
         if source.last_contact is None or abs(self.now - source.last_contact) >= _CONTACT_RESOLUTION:
             source.last_contact = self.now
 
-    def _open_modules(self, names: Iterable[str], source: Source) -> None:
+    def _open_modules(self, names: Iterable[str], source: SourceRow) -> None:
         """Makes the modules that are new."""
         for name in names:
             if name not in self._module_named:
                 self._module_named[name] = self._modules.add(**new_module(name, self.now))
-                self._fresh.add(name)
+                self._new_modules.add(name)
                 self._log.add("module.registered", module=name, registry=source.registry_name)
 
-    def _add(self, instances: Sequence[ServiceInstance], source: Source) -> None:
+    def _add(self, instances: Sequence[ServiceInstance], source: SourceRow) -> None:
         self._lift_tombstones(instances, source)
         announced = self._fetches.announced(instances)
         for instance in instances:
             row = self._instances.add(**self._new_instance(instance, source))
             self._instances_of[row.module].append(row)
-            self._touched[row.module] = row.registry_name
+            self._dirty_modules[row.module] = row.registry_name
             self._fetches.plan(row, announced)
             self._log.instance("instance.added", row, is_=described(row))
         source.instances += len(instances)
 
-    def _lift_tombstones(self, instances: Sequence[ServiceInstance], source: Source) -> None:
+    def _lift_tombstones(self, instances: Sequence[ServiceInstance], source: SourceRow) -> None:
         """Takes away the tombstones of instances that come back."""
         keys = {(source.name, instance.key) for instance in instances}
         stored = self._tombstones.load("id", {key.id for _, key in keys})
         back = [row for row in stored if (row.source, _key(row)) in keys]
-        back += [self._buried.pop(key) for key in keys & self._buried.keys()]
+        back += [self._new_tombstones.pop(key) for key in keys & self._new_tombstones.keys()]
         self._tombstones.remove(back, "key")
 
-    def _new_instance(self, instance: ServiceInstance, source: Source) -> dict[str, Any]:
+    def _new_instance(self, instance: ServiceInstance, source: SourceRow) -> dict[str, Any]:
         return {
             "source": source.name,
             "registry_name": source.registry_name,
@@ -249,7 +256,7 @@ class Ledger:
             "last_changed": self.now,
         }
 
-    def _alter(self, row: Instance, definition: Mapping[str, Any], health: Health) -> None:
+    def _alter(self, row: InstanceRow, definition: Mapping[str, Any], health: Health) -> None:
         before = described(row)
         definition_changed = any(getattr(row, name) != value for name, value in definition.items())
         health_changed = row.health != health
@@ -264,7 +271,7 @@ class Ledger:
             row.etag = None
         row.health = health
         row.last_seen = row.last_changed = self.now
-        self._touched[row.module] = row.registry_name
+        self._dirty_modules[row.module] = row.registry_name
         if definition_changed or became_healthy or health not in HEALTHY:
             row.generation += 1
             self._fetches.plan(row, self._fetches.announced([row]))
@@ -274,11 +281,13 @@ class Ledger:
                 "instance.health_changed", row, was={"health": before["health"]}, is_={"health": row.health}
             )
 
-    def _remove(self, rows: Sequence[Instance], source: Source) -> None:
+    def _remove(self, rows: Sequence[InstanceRow], source: SourceRow) -> None:
         for row in rows:
-            self._touched[row.module] = row.registry_name
+            self._dirty_modules[row.module] = row.registry_name
             self._log.instance("instance.removed", row, was=described(row))
-            self._buried[row.source, _key(row)] = self._tombstones.add(**_epitaph(row), gone_at=self.now)
+            self._new_tombstones[row.source, _key(row)] = self._tombstones.add(
+                **_tombstone_fields(row), gone_at=self.now
+            )
         gone = {id(row) for row in rows}
         for name in {row.module for row in rows}:
             self._instances_of[name] = [row for row in self._instances_of[name] if id(row) not in gone]
@@ -301,7 +310,7 @@ class Ledger:
 
     # What manifests say
 
-    def known_manifest(self, row: Instance, parsed: ParsedManifest, etag: str | None) -> None:
+    def known_manifest(self, row: InstanceRow, parsed: ParsedManifest, etag: str | None) -> None:
         """Notes the manifest that an instance serves, and that it is a good one."""
         before = described(row)
         is_news = self._store_manifest(row.module, parsed)
@@ -313,7 +322,7 @@ class Ledger:
         if became_other and not row.manifest_pushed:
             self._doubt_siblings(row, before["version"])
 
-    def _doubt_siblings(self, row: Instance, version: str | None) -> None:
+    def _doubt_siblings(self, row: InstanceRow, version: str | None) -> None:
         """Has those asked for which a row stood that turned out changed: nothing else told of it."""
         self._fetches.ask_now(
             other
@@ -329,7 +338,7 @@ class Ledger:
                 row.digest, row.version, row.etag = parsed.digest, parsed.version, None
                 self._fetched(row, before)
 
-    def pushed_manifest(self, row: Instance, parsed: ParsedManifest) -> None:
+    def pushed_manifest(self, row: InstanceRow, parsed: ParsedManifest) -> None:
         """Notes the manifest that came with an instance's registration: none is fetched then."""
         if not row.manifest_pushed:
             # A fetch that is under way tells of what was before.
@@ -337,23 +346,23 @@ class Ledger:
             row.generation += 1
         self.known_manifest(row, parsed, None)
 
-    def fetch_manifest(self, row: Instance) -> None:
+    def fetch_manifest(self, row: InstanceRow) -> None:
         """Notes that an instance which pushed its manifest until now has it fetched from now on."""
         row.manifest_pushed = False
         row.generation += 1
         self._fetches.plan(row, self._fetches.announced([row]))
 
-    def unchanged_manifest(self, row: Instance) -> None:
+    def unchanged_manifest(self, row: InstanceRow) -> None:
         """Notes that an instance still serves the manifest that is known of it."""
         self._fetched(row, described(row))
 
-    def rejected_manifest(self, row: Instance, error_type: str, detail: str) -> None:
+    def rejected_manifest(self, row: InstanceRow, error_type: str, detail: str) -> None:
         """Notes why an instance's manifest cannot be taken; the good one known before stays."""
         was = described_error(row)
         row.error_type, row.error_detail, row.error_at = error_type, detail, self.now
         self._fetches.retry(row)
         row.last_changed = self.now
-        self._touched[row.module] = row.registry_name
+        self._dirty_modules[row.module] = row.registry_name
         self._log.instance(
             "module.manifest_rejected",
             row,
@@ -376,14 +385,14 @@ class Ledger:
         pushed = sum(row.manifest_pushed for row in rows)
         return Refresh(asked=asked, pushed=pushed, not_well=len(rows) - asked - pushed)
 
-    def ask_again(self, row: Instance) -> None:
+    def ask_again(self, row: InstanceRow) -> None:
         """Notes that an instance that was just asked has to be asked once more."""
         self._fetches.ask_now([row])
 
-    def _fetched(self, row: Instance, before: Mapping[str, Any]) -> None:
+    def _fetched(self, row: InstanceRow, before: Mapping[str, Any]) -> None:
         row.error_type = row.error_detail = row.error_at = None
         self._fetches.known(row)
-        self._touched[row.module] = row.registry_name
+        self._dirty_modules[row.module] = row.registry_name
         if self._log.difference("instance.changed", before, row):
             row.last_changed = self.now
 
@@ -404,11 +413,11 @@ class Ledger:
 
     def close(self) -> int:
         """Settles what it adds up to, writes all rows and the events that tell of them; returns the index."""
-        settlement = Settlement(self._log, self.now, self._manifest)
-        for name, registry in sorted(self._touched.items()):
+        settlement = ModuleSummary(self._log, self.now, self._manifest)
+        for name, registry in sorted(self._dirty_modules.items()):
             module, rows = self._module_named[name], self._instances_of[name]
-            settlement.settle(module, rows, registry, is_new=name in self._fresh)
-            self._fetches.share_out(rows)
+            settlement.settle(module, rows, registry, is_new=name in self._new_modules)
+            self._fetches.elect_fetchers(rows)
         # In the order in which rows refer to each other.
         for table in (self._sources, self._modules, self._manifests, self._instances, self._tombstones):
             table.write()
@@ -437,26 +446,26 @@ def _harmless(reason: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in reason[:_LONGEST_REASON])
 
 
-def _is(row: Instance, source: str, key: InstanceKey) -> bool:
+def _is(row: InstanceRow, source: str, key: InstanceKey) -> bool:
     # The id tells most apart, and costs least.
     return row.id == key.id and row.source == source and _key(row) == key
 
 
-def _key(row: Instance | Tombstone) -> InstanceKey:
+def _key(row: InstanceRow | TombstoneRow) -> InstanceKey:
     return InstanceKey(row.module, row.node, row.id)
 
 
-def _asked_at(row: Instance) -> tuple[object, ...]:
+def _asked_at(row: InstanceRow) -> tuple[object, ...]:
     """All that decides from where a manifest is fetched."""
     return row.scheme, row.address, row.port, row.meta.get("manifest_path")
 
 
-def _remembered_of(module: Module) -> dict[str, Any]:
+def _remembered_of(module: ModuleRow) -> dict[str, Any]:
     """What a module without instances was."""
     return {name: getattr(module, name) for name in ("status", "version", "digest", "title")}
 
 
-def _epitaph(row: Instance) -> dict[str, Any]:
+def _tombstone_fields(row: InstanceRow) -> dict[str, Any]:
     """What is remembered of an instance that is gone."""
     return {name: getattr(row, name) for name in _REMEMBERED}
 

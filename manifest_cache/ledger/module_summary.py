@@ -1,4 +1,4 @@
-"""A module and its instances in; what they add up to, and the events that tell of it, out."""
+"""Sums a module's instances up into its status, counts and version, and logs what changed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from discovery.base import Health
 from manifest_cache.ledger.event_log import EventLog
 from manifest_cache.manifest import version_key
-from manifest_cache.storage.models import Instance, Manifest, Module
+from manifest_cache.storage.models import InstanceRow, ManifestRow, ModuleRow
 
 HEALTHY = (Health.PASSING, Health.WARNING)
 """The health of instances that have something to say of their module."""
 
 
-class Settlement:
+class ModuleSummary:
     """What becomes of modules in one transaction; `manifest_of` looks up a stored manifest."""
 
     def __init__(
-        self, log: EventLog, now: datetime, manifest_of: Callable[[str, str], Manifest | None]
+        self, log: EventLog, now: datetime, manifest_of: Callable[[str, str], ManifestRow | None]
     ) -> None:
         self._log = log
         self._now = now
         self._manifest_of = manifest_of
 
-    def settle(self, module: Module, rows: Sequence[Instance], registry: str, *, is_new: bool) -> None:
+    def settle(self, module: ModuleRow, rows: Sequence[InstanceRow], registry: str, *, is_new: bool) -> None:
         """Brings a module in line with its instances; `registry` is the one that told last of it."""
         status, digest = module.status, module.digest
-        sums = _sums(rows)
+        sums = _aggregate(rows)
         if any(getattr(module, name) != value for name, value in sums.items()):
             module.last_changed = self._now
         for name, value in sums.items():
@@ -48,9 +48,9 @@ class Settlement:
             )
         if module.digest != digest:
             module.last_changed = self._now
-        self._settle_versions(module, rows, registry)
+        self._update_versions(module, rows, registry)
 
-    def _make_current(self, module: Module, row: Instance, registry: str) -> None:
+    def _make_current(self, module: ModuleRow, row: InstanceRow, registry: str) -> None:
         was = {"digest": module.digest, "version": module.version} if module.digest else None
         module.digest, module.version = row.digest, row.version
         manifest = self._manifest_of(module.name, row.digest or "")
@@ -64,7 +64,7 @@ class Settlement:
             is_={"digest": row.digest, "version": row.version},
         )
 
-    def _settle_versions(self, module: Module, rows: Sequence[Instance], registry: str) -> None:
+    def _update_versions(self, module: ModuleRow, rows: Sequence[InstanceRow], registry: str) -> None:
         """Notes whether the healthy instances serve one version, and one manifest of each."""
         digests: dict[str, set[str]] = defaultdict(set)
         for row in rows:
@@ -80,7 +80,7 @@ class Settlement:
             module.versions, module.drifting, module.last_changed = versions, drifting, self._now
 
     def _version_event(
-        self, type_: str, column: str, module: Module, versions: Sequence[str], registry: str
+        self, type_: str, column: str, module: ModuleRow, versions: Sequence[str], registry: str
     ) -> None:
         was = {column: getattr(module, column)}
         self._log.add(type_, module=module.name, registry=registry, was=was, is_={column: versions})
@@ -99,7 +99,7 @@ def new_module(name: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def _sums(rows: Sequence[Instance]) -> dict[str, Any]:
+def _aggregate(rows: Sequence[InstanceRow]) -> dict[str, Any]:
     """What a module's instances add up to, as columns of the module."""
     count = Counter(row.health for row in rows)
     if rows and count[Health.PASSING] == len(rows):
@@ -118,7 +118,7 @@ def _sums(rows: Sequence[Instance]) -> dict[str, Any]:
     }
 
 
-def _current(rows: Sequence[Instance], digest: str | None) -> Instance | None:
+def _current(rows: Sequence[InstanceRow], digest: str | None) -> InstanceRow | None:
     """The instance whose manifest is the module's: of the passing ones, that of the highest version.
 
     Where several have it with different manifests, the one that is current already stays.
@@ -131,6 +131,6 @@ def _current(rows: Sequence[Instance], digest: str | None) -> Instance | None:
     )
 
 
-def _title(manifest: Manifest) -> str | None:
+def _title(manifest: ManifestRow) -> str | None:
     title = json.loads(manifest.content).get("title")
     return title if isinstance(title, str) else None

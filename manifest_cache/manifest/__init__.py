@@ -1,4 +1,4 @@
-"""What a module says of itself: JSON in, a checked manifest with its canonical bytes and digest out.
+"""Parses and validates a manifest; gives its canonical bytes and digest.
 
 Run as `python -m manifest_cache.manifest`, the package prints the manifest's JSON Schema.
 """

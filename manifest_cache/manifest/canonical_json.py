@@ -1,4 +1,4 @@
-"""Writes JSON in its one canonical form: a value in, the bytes of RFC 8785 out."""
+"""Writes JSON in its canonical form (RFC 8785)."""
 
 from __future__ import annotations
 

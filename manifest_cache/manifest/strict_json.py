@@ -1,4 +1,4 @@
-"""Reads JSON strictly: bytes in, a value out, or every fault with its place in the text.
+"""Reads JSON strictly, and reports every fault with its place in the text.
 
 Strict is RFC 8259 in UTF-8 as far as RFC 8785 can give it one canonical form: no key twice in an
 object, no NaN, no number that a double would alter, no half of a surrogate pair, and a limit on

@@ -1,4 +1,4 @@
-"""Modules without instances and instances that are gone in; by age or by word they are forgotten."""
+"""Forgets modules without instances and old tombstones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from discovery.registries import confirmed_by
 from manifest_cache.ledger.ledger import Ledger
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance, Module, Source, Tombstone, utc_now
-from manifest_cache.storage.raw_rows import Writing
+from manifest_cache.storage.models import InstanceRow, ModuleRow, SourceRow, TombstoneRow, utc_now
+from manifest_cache.storage.raw_rows import WriteTransaction
 from manifest_cache.storage.reader import like
 
 
@@ -64,13 +64,13 @@ class Forgetting:
     def forget(self, name: str) -> Forgotten:
         """Removes a module, by word of an operator. Raises CannotForget."""
         with self._database.write() as session:
-            if session.get(Module, name) is None:
-                raise UnknownModule(name, like(name, session.exec(select(Module.name)).all()))
-            counts = select(Instance.source, func.count()).where(Instance.module == name)
-            told_by = dict(session.exec(counts.group_by(Instance.source)).all())
+            if session.get(ModuleRow, name) is None:
+                raise UnknownModule(name, like(name, session.exec(select(ModuleRow.name)).all()))
+            counts = select(InstanceRow.source, func.count()).where(InstanceRow.module == name)
+            told_by = dict(session.exec(counts.group_by(InstanceRow.source)).all())
             if told_by:
                 raise ModuleInUse(name, told_by)
-            ledger = Ledger(Writing.of(session.connection()), self._settings)
+            ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
             manifests, tombstones = ledger.forget(name, "an operator said so")
             return Forgotten(ledger.close(), manifests, tombstones)
 
@@ -84,7 +84,7 @@ class Forgetting:
             if not self._forgettable(session, limit):
                 return ()
         with self._database.write() as session:
-            ledger = Ledger(Writing.of(session.connection()), self._settings)
+            ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
             # Looked for anew: some may be back since.
             names = self._forgettable(session, limit)
             for name in names:
@@ -97,13 +97,15 @@ class Forgetting:
 
         Those of modules without instances stay as long as the module: they say who told of it.
         """
-        lives = select(Module.name).where(Module.name == Tombstone.module, Module.total > 0).exists()
-        old = select(Tombstone.key).where(col(Tombstone.gone_at) < utc_now() - self._patience, lives)
+        lives = (
+            select(ModuleRow.name).where(ModuleRow.name == TombstoneRow.module, ModuleRow.total > 0).exists()
+        )
+        old = select(TombstoneRow.key).where(col(TombstoneRow.gone_at) < utc_now() - self._patience, lives)
         with self._database.read() as session:
-            keys = session.exec(old.order_by(col(Tombstone.gone_at)).limit(limit)).all()
+            keys = session.exec(old.order_by(col(TombstoneRow.gone_at)).limit(limit)).all()
         if keys:
             with self._database.write(quiet=True) as session:
-                session.exec(delete(Tombstone).where(col(Tombstone.key).in_(keys)))
+                session.exec(delete(TombstoneRow).where(col(TombstoneRow.key).in_(keys)))
         return len(keys)
 
     @property
@@ -111,19 +113,19 @@ class Forgetting:
         return timedelta(seconds=self._settings.forget_after)
 
     def _forgettable(self, session: Session, limit: int) -> Sequence[str]:
-        silent = [source.name for source in session.exec(select(Source)) if not self._is_heard(source)]
-        its = select(Tombstone.key).where(Tombstone.module == Module.name)
-        query = select(Module.name).where(
-            Module.total == 0,
-            col(Module.last_changed) < utc_now() - self._patience,
-            ~its.where(col(Tombstone.source).in_(silent)).exists(),
+        silent = [source.name for source in session.exec(select(SourceRow)) if not self._is_heard(source)]
+        its = select(TombstoneRow.key).where(TombstoneRow.module == ModuleRow.name)
+        query = select(ModuleRow.name).where(
+            ModuleRow.total == 0,
+            col(ModuleRow.last_changed) < utc_now() - self._patience,
+            ~its.where(col(TombstoneRow.source).in_(silent)).exists(),
         )
         if silent:
             # Where it is not known who told of it, it may have been one of these.
             query = query.where(its.exists())
-        return session.exec(query.order_by(col(Module.last_changed)).limit(limit)).all()
+        return session.exec(query.order_by(col(ModuleRow.last_changed)).limit(limit)).all()
 
-    def _is_heard(self, source: Source) -> bool:
+    def _is_heard(self, source: SourceRow) -> bool:
         if not source.is_current:
             return False
         if confirmed_by(source.name) == "lease":

@@ -1,4 +1,4 @@
-"""Tells a process of every commit, whoever made it: one watch for all who want to know.
+"""Notices commits of any process and calls those that want to know.
 
 Whoever waits at a selector anyway is told there, as soon as the watch is readable: to be told by
 another thread takes as long as the look at what was committed. A thread opens the watch, and again

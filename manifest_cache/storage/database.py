@@ -1,4 +1,4 @@
-"""Opens the database: a URL in, read and write sessions out; faults of the driver become ours here."""
+"""Opens read and write sessions on the database, and translates the driver's errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from discovery import tracing
 from manifest_cache.storage import commit_signal, newest_index, schema
 from manifest_cache.storage.models import utc_now
 from manifest_cache.storage.newest_index import COMMIT_NOTICE, WRITER_LOCK
-from manifest_cache.storage.raw_rows import Reading, Writing
+from manifest_cache.storage.raw_rows import ReadTransaction, WriteTransaction
 from manifest_cache.storage.raw_statements import statements
 from manifest_cache.storage.sqlite_pool import SqliteConnections
 
@@ -115,9 +115,9 @@ class Database:
         except OSError as exc:
             raise StoreUnavailable(str(exc)) from exc
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         """The same, for who must not wait: None where that takes a wait, or cannot be told."""
-        return self._glance.index_at_once()
+        return self._glance.current_or_none()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -131,14 +131,14 @@ class Database:
             yield Session(bind=connection, autoflush=False, expire_on_commit=False)
 
     @contextmanager
-    def reading(self) -> Iterator[Reading]:
+    def raw_read(self) -> Iterator[ReadTransaction]:
         """The same without SQLAlchemy's sessions, for who reads often and in haste."""
         with self._traced("read"), self._border, self._borrowed() as connection:
             cursor = connection.cursor()
             if self.is_sqlite:
                 # Any other driver begins by itself.
                 cursor.execute("BEGIN")
-            yield Reading(cursor, self._engine.dialect)
+            yield ReadTransaction(cursor, self._engine.dialect)
 
     @contextmanager
     def write(self, *, quiet: bool = False) -> Iterator[Session]:
@@ -149,7 +149,7 @@ class Database:
         with self._traced("write"), self._border:
             with (
                 self._sole_connection() as connection,
-                self._permitted(Writing.of(connection), quiet=quiet),
+                self._permitted(WriteTransaction.of(connection), quiet=quiet),
             ):
                 session = Session(bind=connection, autoflush=False, expire_on_commit=False)
                 yield session
@@ -158,10 +158,10 @@ class Database:
                 self._signal.after_commit()
 
     @contextmanager
-    def writing(self, *, quiet: bool = False) -> Iterator[Writing]:
+    def raw_write(self, *, quiet: bool = False) -> Iterator[WriteTransaction]:
         """The same without SQLAlchemy's sessions, for those for whose changes somebody waits."""
         with self._traced("write"), self._border, self._borrowed() as connection:
-            writing = Writing(connection.cursor(), self._engine.dialect)
+            writing = WriteTransaction(connection.cursor(), self._engine.dialect)
             _take_turn(writing.cursor, is_sqlite=self.is_sqlite)
             with self._permitted(writing, quiet=quiet):
                 yield writing
@@ -193,7 +193,7 @@ class Database:
         return tracing.span(f"database {what}", "client", {"db.system.name": self.url.get_backend_name()})
 
     @contextmanager
-    def _permitted(self, writing: Writing, *, quiet: bool) -> Iterator[None]:
+    def _permitted(self, writing: WriteTransaction, *, quiet: bool) -> Iterator[None]:
         """What a writer has to do within its transaction before its changes, and after them."""
         noticed = time.monotonic()
         self._may_write(writing)
@@ -202,7 +202,7 @@ class Database:
             self._signal.in_transaction(writing.cursor)
             self._give_notice(noticed)
 
-    def _may_write(self, writing: Writing) -> None:
+    def _may_write(self, writing: WriteTransaction) -> None:
         """Whoever holds the writers' lock may: a FencedDatabase is stricter."""
 
     @contextmanager
@@ -271,7 +271,7 @@ class FencedDatabase(Database):
         vars(self).update(vars(database))
         self.token = token
 
-    def _may_write(self, writing: Writing) -> None:
+    def _may_write(self, writing: WriteTransaction) -> None:
         # A lease that this renews is seen by others only after the commit, and so cannot be
         # taken away in the middle of a long transaction.
         lease = statements(_LEADERSHIP, writing.dialect)

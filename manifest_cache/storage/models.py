@@ -55,7 +55,7 @@ def _maybe_moment(*, index: bool = False) -> Any:
     return Field(default=None, sa_type=UTCDateTime, index=index)
 
 
-class Module(SQLModel, table=True):
+class ModuleRow(SQLModel, table=True):
     """A module, and what its instances add up to.
 
     `versions` are those that its healthy instances serve, `drifting` the ones of them that come
@@ -83,7 +83,7 @@ class Module(SQLModel, table=True):
     last_changed: datetime = _moment()
 
 
-class Instance(SQLModel, table=True):
+class InstanceRow(SQLModel, table=True):
     """One instance as its source announces it, what its manifest says, and when to fetch that next.
 
     `generation` grows with each registration and each return to health: the outcome of a fetch
@@ -129,7 +129,7 @@ class Instance(SQLModel, table=True):
     last_changed: datetime = _moment()
 
 
-class Tombstone(SQLModel, table=True):
+class TombstoneRow(SQLModel, table=True):
     """An instance that is gone, as it was known last; if the instance comes back its tombstone goes."""
 
     __tablename__ = "tombstones"
@@ -159,7 +159,7 @@ class Tombstone(SQLModel, table=True):
     gone_at: datetime = _moment(index=True)
 
 
-class Manifest(SQLModel, table=True):
+class ManifestRow(SQLModel, table=True):
     """A manifest, stored once per module and digest, as canonical JSON (RFC 8785)."""
 
     __tablename__ = "manifests"
@@ -171,7 +171,7 @@ class Manifest(SQLModel, table=True):
     first_seen: datetime = _moment()
 
 
-class Event(SQLModel, table=True):
+class EventRow(SQLModel, table=True):
     """One line of the append-only log; the newest line's index is the index of the whole cache."""
 
     __tablename__ = "events"
@@ -186,7 +186,7 @@ class Event(SQLModel, table=True):
     data: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
 
 
-class Source(SQLModel, table=True):
+class SourceRow(SQLModel, table=True):
     """What one source of a registry last said, whether it can be reached, and why it is doubted.
 
     `since` is when it was last connected, lost, doubted or believed again.
@@ -211,7 +211,7 @@ class Source(SQLModel, table=True):
         return self.connected and self.doubt is None
 
 
-class PushLease(SQLModel, table=True):
+class PushLeaseRow(SQLModel, table=True):
     """How long a pushed instance is believed without a heartbeat, and what it last said of itself.
 
     `expires_at` is when it turns critical, or, once it `lapsed`, when it is removed.
@@ -229,7 +229,7 @@ class PushLease(SQLModel, table=True):
     lapsed: bool = False
 
 
-class Leadership(SQLModel, table=True):
+class LeadershipRow(SQLModel, table=True):
     """Which synchronizer leads, in one row; no reader of the cache is told, so it has no events.
 
     `token` grows with each one that takes the lead, and who writes with an older one is refused.
@@ -247,7 +247,7 @@ class Leadership(SQLModel, table=True):
     locks: list[str] = Field(default_factory=list, sa_type=JSON)
 
 
-class WebhookPosition(SQLModel, table=True):
+class WebhookPositionRow(SQLModel, table=True):
     """How far a receiver of webhooks has got: the last event that it was sent, or that was none for it.
 
     `series` is what the ids of its messages begin with.

@@ -1,4 +1,4 @@
-"""The index at the price of a glance: a database in, the newest index that it has at this moment out.
+"""Looks up the newest index at next to no cost.
 
 Readers keep answers and look before each use whether they still hold. That look has to be cheap,
 and it has to be true: never older than what was committed when it was asked for.
@@ -44,36 +44,36 @@ _NEWEST = 'SELECT coalesce(max("index"), 0) FROM events'
 _LOOK = f"SELECT pg_try_advisory_xact_lock_shared({WRITER_LOCK}); {_NEWEST}"
 
 
-class Glance(Protocol):
+class NewestIndex(Protocol):
     """For any number of threads; of one process only."""
 
     def index(self) -> int:
         """The newest index, never older than that at the time of the call. Raises OSError."""
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         """The same, for who must not wait: None where that takes a wait, or cannot be told."""
 
     def close(self) -> None: ...
 
 
-def for_url(url: URL) -> Glance:
-    return _SqliteGlance(url) if url.get_backend_name() == "sqlite" else _PostgresGlance(url)
+def for_url(url: URL) -> NewestIndex:
+    return _SqliteNewestIndex(url) if url.get_backend_name() == "sqlite" else _PostgresNewestIndex(url)
 
 
-class _SqliteGlance:
+class _SqliteNewestIndex:
     """Connections that are kept, as many as threads look at the same time."""
 
     def __init__(self, url: URL) -> None:
         # Without this mode a file that is missing would be made.
         uri = f"{Path(url.database or '').absolute().as_uri()}?mode=rw"
-        self._patient = _SqliteLooks(uri, _PATIENCE)
+        self._patient = _SqliteLookups(uri, _PATIENCE)
         # Seldom, as while a log is recovered, a lock keeps readers out.
-        self._impatient = _SqliteLooks(uri, 0.0)
+        self._impatient = _SqliteLookups(uri, 0.0)
 
     def index(self) -> int:
         return self._patient.index()
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         try:
             return self._impatient.index()
         except OSError:
@@ -84,19 +84,19 @@ class _SqliteGlance:
         self._impatient.close()
 
 
-class _SqliteLooks:
+class _SqliteLookups:
     """Those that nobody uses at the moment; one that waits for a lock does so for `patience` seconds."""
 
     def __init__(self, uri: str, patience: float) -> None:
         self._uri = uri
         self._patience = patience
-        self._idle: deque[_SqliteLook] = deque()
+        self._idle: deque[_SqliteLookup] = deque()
 
     def index(self) -> int:
         try:
             look = self._idle.pop()
         except IndexError:
-            look = _SqliteLook(self._uri, self._patience)
+            look = _SqliteLookup(self._uri, self._patience)
         try:
             index = look.index()
         except BaseException:
@@ -111,7 +111,7 @@ class _SqliteLooks:
                 self._idle.pop().close()
 
 
-class _SqliteLook:
+class _SqliteLookup:
     def __init__(self, uri: str, patience: float) -> None:
         try:
             self._connection = sqlite3.connect(
@@ -152,7 +152,7 @@ class _Fault(NamedTuple):
     ended: float
 
 
-class _PostgresGlance:
+class _PostgresNewestIndex:
     """One connection; who comes while one looks waits for what it finds, be it a fault."""
 
     def __init__(self, url: URL) -> None:
@@ -175,7 +175,7 @@ class _PostgresGlance:
                 seen = self._seen = self._look()
             return seen.newest
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         seen = self._seen
         return seen.newest if time.monotonic() < seen.until else None
 

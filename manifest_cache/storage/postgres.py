@@ -1,4 +1,4 @@
-"""Connects to PostgreSQL without SQLAlchemy: a URL in, a connection that commits each statement out."""
+"""Connects to PostgreSQL without SQLAlchemy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads as the driver does: SQL in, rows and detached objects of the tables out; and the driver's writing.
+"""Reads and writes rows with the driver's own cursor.
 
 SQLAlchemy takes ten times what SQLite takes over a small query, and somebody waits for every change.
 Its types still say how each value is read.
@@ -24,7 +24,7 @@ Row = TypeVar("Row", bound=SQLModel)
 _SHORT = 500
 
 
-class Reading:
+class ReadTransaction:
     """One state of a database. In its SQL `?` stands for each parameter, whatever the driver takes."""
 
     def __init__(self, cursor: Any, dialect: Dialect) -> None:
@@ -55,7 +55,7 @@ class Reading:
         return [Stored(table, row) for row in self.rows(f"{table.select} {rest}", *parameters)]
 
 
-class Writing(Reading):
+class WriteTransaction(ReadTransaction):
     """The transaction of a writer, for statements beside those that read."""
 
 

@@ -1,4 +1,4 @@
-"""A table's simple statements, as the driver takes them: values in, rows out.
+"""Writes a table's simple SQL statements for the driver.
 
 SQLAlchemy takes ten times what SQLite takes over a small statement, and somebody waits for every
 change. Its types still say how each value is written and read. What the driver raises is raised as it is.

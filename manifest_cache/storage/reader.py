@@ -1,4 +1,4 @@
-"""The readers' side of the database: questions in, rows out, each answer from one consistent state."""
+"""Answers readers' queries, each from one consistent snapshot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from functools import cached_property
 
 from discovery.base import Health
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, Instance, Manifest, Module, PushLease, Source, Tombstone
-from manifest_cache.storage.raw_rows import Reading, Stored, one_of
+from manifest_cache.storage.models import (
+    EventRow,
+    InstanceRow,
+    ManifestRow,
+    ModuleRow,
+    PushLeaseRow,
+    SourceRow,
+    TombstoneRow,
+)
+from manifest_cache.storage.raw_rows import ReadTransaction, Stored, one_of
 
 _NEWEST = 'SELECT max("index") FROM events'
 
@@ -33,7 +41,7 @@ class ModuleFilter:
 
 
 class Reader:
-    """Reads what the cache holds. Rows are detached: they may be used after the snapshot."""
+    """Reads what the cache holds. UnitOfWork are detached: they may be used after the snapshot."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,28 +49,28 @@ class Reader:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """One consistent state of the whole cache. Raises StoreUnavailable."""
-        with self._database.reading() as reading:
+        with self._database.raw_read() as reading:
             yield Snapshot(reading)
 
     def index(self) -> int:
-        with self._database.reading() as reading:
+        with self._database.raw_read() as reading:
             return reading.value(_NEWEST) or 0
 
 
 class Snapshot:
     """One state of the cache; `index` is the index that it is true for."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReadTransaction) -> None:
         self._reading = reading
         self.index: int = reading.value(_NEWEST) or 0
-        self.sources = reading.objects(Source, "ORDER BY name")
+        self.sources = reading.objects(SourceRow, "ORDER BY name")
 
     def modules(
         self, wanted: ModuleFilter = ModuleFilter(), *, limit: int = 100, after: str | None = None
-    ) -> Sequence[Module]:
+    ) -> Sequence[ModuleRow]:
         """Modules in the order of their names, those after the name `after`."""
         sql, parameters = _where(wanted, after)
-        return self._reading.objects(Module, f"{sql} ORDER BY name LIMIT ?", *parameters, limit)
+        return self._reading.objects(ModuleRow, f"{sql} ORDER BY name LIMIT ?", *parameters, limit)
 
     def module_names(
         self, wanted: ModuleFilter = ModuleFilter(), *, limit: int = 100, after: str | None = None
@@ -72,9 +80,9 @@ class Snapshot:
         rows = self._reading.rows(f"SELECT name FROM modules {sql} ORDER BY name LIMIT ?", *parameters, limit)
         return [name for (name,) in rows]
 
-    def modules_named(self, names: Collection[str]) -> Sequence[Module]:
+    def modules_named(self, names: Collection[str]) -> Sequence[ModuleRow]:
         """Those of the modules that are there."""
-        return self._reading.objects(Module, f"WHERE name {one_of(names)}", *names)
+        return self._reading.objects(ModuleRow, f"WHERE name {one_of(names)}", *names)
 
     def last_changes(self, after: int) -> dict[str | None, int] | None:
         """The modules that events after this index tell of, with the index of the last one.
@@ -103,7 +111,7 @@ class Snapshot:
         """How many instances there are of each health."""
         return dict(self._reading.rows("SELECT health, count(*) FROM instances GROUP BY health"))
 
-    def module(self, name: str) -> Module | None:
+    def module(self, name: str) -> ModuleRow | None:
         return next(iter(self.modules_named([name])), None)
 
     def sources_of(self, names: Collection[str]) -> set[str]:
@@ -115,57 +123,59 @@ class Snapshot:
         """Names of modules that look like `name`, the likest first."""
         return like(name, [known for (known,) in self._reading.rows("SELECT name FROM modules")], limit)
 
-    def instances(self, names: Collection[str]) -> dict[str, list[Instance]]:
+    def instances(self, names: Collection[str]) -> dict[str, list[InstanceRow]]:
         """All instances of these modules, by module."""
         stored = self.stored_instances(names)
         return defaultdict(list, {name: [row.object() for row in rows] for name, rows in stored.items()})
 
-    def stored_instances(self, names: Collection[str]) -> dict[str, list[Stored[Instance]]]:
+    def stored_instances(self, names: Collection[str]) -> dict[str, list[Stored[InstanceRow]]]:
         """The same, for who may have seen them before."""
-        found: dict[str, list[Stored[Instance]]] = defaultdict(list)
-        for row in self._reading.stored(Instance, f"WHERE module {one_of(names)} ORDER BY key", *names):
+        found: dict[str, list[Stored[InstanceRow]]] = defaultdict(list)
+        for row in self._reading.stored(InstanceRow, f"WHERE module {one_of(names)} ORDER BY key", *names):
             found[row.value("module")].append(row)
         return found
 
     def instance_page(
         self, module: str, *, passing: bool = False, limit: int = 100, after: int | None = None
-    ) -> Sequence[Instance]:
+    ) -> Sequence[InstanceRow]:
         """Instances of one module in the order of their keys, those after the key `after`."""
         sql, parameters = "WHERE module = ? AND key > ?", [module, after or 0]
         if passing:
             sql, parameters = f"{sql} AND health = ?", [*parameters, Health.PASSING.value]
-        return self._reading.objects(Instance, f"{sql} ORDER BY key LIMIT ?", *parameters, limit)
+        return self._reading.objects(InstanceRow, f"{sql} ORDER BY key LIMIT ?", *parameters, limit)
 
-    def tombstones(self, module: str, *, limit: int = 100, before: int | None = None) -> Sequence[Tombstone]:
+    def tombstones(
+        self, module: str, *, limit: int = 100, before: int | None = None
+    ) -> Sequence[TombstoneRow]:
         """Instances of a module that are gone, the last to go first, those before the key `before`."""
         sql = "WHERE module = ?"
         parameters: list[object] = [module]
         if before is not None:
             sql, parameters = f"{sql} AND key < ?", [module, before]
-        return self._reading.objects(Tombstone, f"{sql} ORDER BY key DESC LIMIT ?", *parameters, limit)
+        return self._reading.objects(TombstoneRow, f"{sql} ORDER BY key DESC LIMIT ?", *parameters, limit)
 
-    def leases(self, instances: Collection[int]) -> dict[int, PushLease]:
+    def leases(self, instances: Collection[int]) -> dict[int, PushLeaseRow]:
         """The leases of these instances (their keys) that were pushed."""
-        rows = self._reading.objects(PushLease, f"WHERE instance {one_of(instances)}", *instances)
+        rows = self._reading.objects(PushLeaseRow, f"WHERE instance {one_of(instances)}", *instances)
         return {lease.instance: lease for lease in rows}
 
-    def manifests(self, names: Collection[str]) -> dict[str, Manifest]:
+    def manifests(self, names: Collection[str]) -> dict[str, ManifestRow]:
         """The current manifests of these modules, without those that have none yet."""
         rows = self._reading.objects(
-            Manifest,
+            ManifestRow,
             "JOIN modules ON modules.name = manifests.module AND modules.digest = manifests.digest "
             f"WHERE modules.name {one_of(names)}",
             *names,
         )
         return {manifest.module: manifest for manifest in rows}
 
-    def manifest(self, module: str, digest: str) -> Manifest | None:
-        found = self._reading.objects(Manifest, "WHERE module = ? AND digest = ?", module, digest)
+    def manifest(self, module: str, digest: str) -> ManifestRow | None:
+        found = self._reading.objects(ManifestRow, "WHERE module = ? AND digest = ?", module, digest)
         return next(iter(found), None)
 
     def manifest_history(
         self, module: str, *, limit: int = 100, after: str | None = None
-    ) -> Sequence[Manifest]:
+    ) -> Sequence[ManifestRow]:
         """A module's manifests, the newest first, those behind the one with the digest `after`."""
         sql, parameters = "WHERE module = ?", [module]
         if after is not None:
@@ -173,12 +183,12 @@ class Snapshot:
             sql += f" AND (first_seen < {last} OR (first_seen = {last} AND digest > ?))"
             parameters += [module, after, module, after, after]
         order = "ORDER BY first_seen DESC, digest"
-        return self._reading.objects(Manifest, f"{sql} {order} LIMIT ?", *parameters, limit)
+        return self._reading.objects(ManifestRow, f"{sql} {order} LIMIT ?", *parameters, limit)
 
     @cached_property
-    def oldest_event(self) -> Event | None:
+    def oldest_event(self) -> EventRow | None:
         """The first line of the log that is kept; None if there was none yet."""
-        return next(iter(self._reading.objects(Event, 'ORDER BY "index" LIMIT 1')), None)
+        return next(iter(self._reading.objects(EventRow, 'ORDER BY "index" LIMIT 1')), None)
 
     @cached_property
     def retained_after(self) -> int:
@@ -194,7 +204,7 @@ class Snapshot:
         module: str | None = None,
         types: Collection[str] = (),
         newest_first: bool = False,
-    ) -> Sequence[Event]:
+    ) -> Sequence[EventRow]:
         """Lines of the log with an index above `after`, in the order of the index or against it.
 
         Where `after` is below `retained_after`, lines are missing at the beginning.
@@ -206,7 +216,7 @@ class Snapshot:
         if types:
             sql, parameters = f"{sql} AND type {one_of(types)}", [*parameters, *types]
         order = "DESC" if newest_first else "ASC"
-        return self._reading.objects(Event, f'{sql} ORDER BY "index" {order} LIMIT ?', *parameters, limit)
+        return self._reading.objects(EventRow, f'{sql} ORDER BY "index" {order} LIMIT ?', *parameters, limit)
 
 
 def like(name: str, names: Collection[str], limit: int = 3) -> list[str]:

@@ -1,4 +1,4 @@
-"""Keeps connections to SQLite at hand: a way to connect in, a connection for one transaction at a time out.
+"""Keeps connections to SQLite open for short transactions.
 
 SQLAlchemy's pool takes as long to lend one as a short transaction takes, and somebody waits for each.
 A file needs neither what it does for connections that are lost, nor for those that are forgotten.

@@ -1,6 +1,6 @@
 """The rows of one transaction: loaded once, changed in memory, written back together.
 
-Rows have the models' attributes and are plain values. An object that is mapped costs more to load,
+UnitOfWork have the models' attributes and are plain values. An object that is mapped costs more to load,
 to make and to write than the database takes for it, and somebody waits for every change.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from sqlalchemy import Dialect, Table
 from sqlmodel import SQLModel
 
-from manifest_cache.storage.raw_rows import Reading
+from manifest_cache.storage.raw_rows import ReadTransaction
 from manifest_cache.storage.raw_statements import Statements, statements
 
 Model = TypeVar("Model", bound=SQLModel)
@@ -26,7 +26,7 @@ class _Row:
         self.__dict__ = values
 
 
-class Rows(Generic[Model]):
+class UnitOfWork(Generic[Model]):
     """The rows of one table that a transaction works on, new ones among them.
 
     `load` and `add` hand them out, the caller sets their attributes, `write` stores what is new or
@@ -34,7 +34,7 @@ class Rows(Generic[Model]):
     anything is stored.
     """
 
-    def __init__(self, reading: Reading, model: type[Model]) -> None:
+    def __init__(self, reading: ReadTransaction, model: type[Model]) -> None:
         self._cursor = reading.cursor
         self._table = _table(model, reading.dialect)
         self._loaded: list[tuple[Model, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Reads who wants webhooks: a TOML file in, checked receivers, or every fault of the file, out.
+"""Reads and checks the TOML file that names the receivers of webhooks.
 
 Secrets appear in no fault and in no representation, nor do the paths of addresses: those of some
 chat services are secrets too.

@@ -1,4 +1,4 @@
-"""Delivers events to one receiver: a place in the log in, one signed request after the other out."""
+"""Delivers events to one receiver, one signed request after the other."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from manifest_cache.db_thread import WriterThread
 from manifest_cache.metrics import WEBHOOK_DELIVERIES, WEBHOOK_LAG
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import StoreError
-from manifest_cache.storage.models import Event, utc_now
+from manifest_cache.storage.models import EventRow, utc_now
 from manifest_cache.wakeup import wake
 from manifest_cache.webhooks import message
 from manifest_cache.webhooks.config import Receiver
-from manifest_cache.webhooks.positions import Behind, Bookmarks, Place, Positions
+from manifest_cache.webhooks.positions import Backlog, Place, Positions, PositionWriter
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class NotDelivered(Exception):
         self.retry_after = retry_after
 
 
-class Post:
+class WebhookSender:
     """Sends messages to one receiver, each over a connection of its own to an allowed address."""
 
     def __init__(self, receiver: Receiver, settings: CacheSettings, tls: ssl.SSLContext) -> None:
@@ -136,7 +136,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-class Courier:
+class DeliveryWorker:
     """Takes the events of the log to one receiver; `news` is to be set when there may be more of them."""
 
     def __init__(
@@ -144,9 +144,9 @@ class Courier:
         receiver: Receiver,
         place: Place,
         *,
-        post: Post,
+        post: WebhookSender,
         positions: Positions,
-        bookmarks: Bookmarks,
+        bookmarks: PositionWriter,
         thread: WriterThread,
         longest_pause: float,
     ) -> None:
@@ -204,7 +204,7 @@ class Courier:
             if not behind.events:
                 await wake(self.news)
 
-    def _tell_of(self, behind: Behind) -> None:
+    def _tell_of(self, behind: Backlog) -> None:
         if behind.missing is not None:
             logger.error(
                 "receiver=%s was away for too long: the events from index=%d to index=%d are kept no longer, "
@@ -213,7 +213,7 @@ class Courier:
                 *behind.missing,
             )
 
-    async def _settle(self, event: Event) -> None:
+    async def _settle(self, event: EventRow) -> None:
         """Delivers an event if it is one for this receiver."""
         index = event.index or 0
         is_wanted = self.receiver.wants(event.type, event.module)
@@ -224,7 +224,7 @@ class Courier:
         self._position = index
         self._bookmarks.move(self.receiver.name, index, delivered=is_wanted)
 
-    async def _deliver(self, event: Event) -> None:
+    async def _deliver(self, event: EventRow) -> None:
         """Tries until the receiver takes it; raises NotDelivered only where that makes no sense."""
         name, index = self.receiver.name, event.index or 0
         id_, body = message.message_id(self._series, event), message.body(event)

@@ -1,4 +1,4 @@
-"""An event of the log in, the signed request that tells of it out.
+"""Makes the signed request that carries one event.
 
 Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -13,17 +13,17 @@ from typing import Any
 
 from discovery import __version__
 from manifest_cache.ledger.event_log import rfc3339
-from manifest_cache.storage.models import Event
+from manifest_cache.storage.models import EventRow
 from manifest_cache.webhooks.config import Receiver
 
 
-def body(event: Event) -> bytes:
+def body(event: EventRow) -> bytes:
     """The event as the API shows it, in the envelope that the specification recommends."""
     message = {"type": event.type, "timestamp": rfc3339(event.at), "data": _shown(event)}
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def message_id(series: str, event: Event) -> str:
+def message_id(series: str, event: EventRow) -> str:
     """The same for every try to deliver this event to this receiver, and for no other message."""
     return f"{series}_{event.index}"
 
@@ -47,7 +47,7 @@ def _signature(key: bytes, id_: str, seconds: int, content: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _shown(event: Event) -> dict[str, Any]:
+def _shown(event: EventRow) -> dict[str, Any]:
     return {
         "index": event.index,
         "at": rfc3339(event.at),

@@ -1,4 +1,4 @@
-"""How far each receiver of webhooks has got: events behind a position out, positions written down.
+"""Reads and stores how far each receiver of webhooks has got.
 
 A position is written down within a second of the delivery, and not with each: a receiver that is
 served fast gets after a crash at the most what it got in the second before once more.
@@ -18,8 +18,8 @@ from sqlmodel import col, select
 from manifest_cache.db_thread import WriterThread
 from manifest_cache.ledger.event_log import index_of
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, WebhookPosition
-from manifest_cache.storage.raw_rows import Reading
+from manifest_cache.storage.models import EventRow, WebhookPositionRow
+from manifest_cache.storage.raw_rows import ReadTransaction
 
 # A position is written this soon after a delivery, and one that only passed over events this late.
 _AFTER_DELIVERY = 1.0
@@ -38,10 +38,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class Backlog:
     """Events behind a position in their order; `missing` are the first and last that are kept no longer."""
 
-    events: Sequence[Event]
+    events: Sequence[EventRow]
     missing: tuple[int, int] | None = None
 
 
@@ -50,7 +50,7 @@ class Positions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._last: tuple[tuple[int, int, int], Behind] | None = None
+        self._last: tuple[tuple[int, int, int], Backlog] | None = None
 
     def begin(self, names: Collection[str]) -> dict[str, Place]:
         """Where these receivers stand; one that is new begins at the newest event.
@@ -58,16 +58,16 @@ class Positions:
         What is known of other receivers is kept as long as it leads to events that are.
         """
         with self._database.write(quiet=True) as session:
-            newest = index_of(Reading.of(session.connection()))
-            oldest = session.exec(select(func.min(Event.index))).one() or 0
-            rows = {row.receiver: row for row in session.exec(select(WebhookPosition))}
+            newest = index_of(ReadTransaction.of(session.connection()))
+            oldest = session.exec(select(func.min(EventRow.index))).one() or 0
+            rows = {row.receiver: row for row in session.exec(select(WebhookPositionRow))}
             for name, row in rows.items():
                 if name not in names and row.position < oldest - 1:
                     session.delete(row)
             places = {}
             for name in names:
                 is_new = name not in rows
-                row = rows.get(name) or WebhookPosition(receiver=name, series=_series(), position=newest)
+                row = rows.get(name) or WebhookPositionRow(receiver=name, series=_series(), position=newest)
                 session.add(row)
                 places[name] = Place(row.series, row.position, is_new)
             return places
@@ -75,39 +75,44 @@ class Positions:
     def known(self) -> dict[str, int]:
         """The last event that is settled, by receiver."""
         with self._database.read() as session:
-            return {row.receiver: row.position for row in session.exec(select(WebhookPosition))}
+            return {row.receiver: row.position for row in session.exec(select(WebhookPositionRow))}
 
-    def behind(self, position: int, limit: int) -> Behind:
+    def behind(self, position: int, limit: int) -> Backlog:
         """The next events behind a position.
 
         Receivers that have everything ask for the same ones at the same time: they are read once.
         """
         newest = self._database.index()
         if newest <= position:
-            return Behind(())
+            return Backlog(())
         asked = (newest, position, limit)
         if self._last is None or self._last[0] != asked:
             self._last = asked, self._read_behind(position, limit)
         return self._last[1]
 
-    def _read_behind(self, position: int, limit: int) -> Behind:
+    def _read_behind(self, position: int, limit: int) -> Backlog:
         with self._database.read() as session:
-            query = select(Event).where(col(Event.index) > position).order_by(col(Event.index)).limit(limit)
+            query = (
+                select(EventRow)
+                .where(col(EventRow.index) > position)
+                .order_by(col(EventRow.index))
+                .limit(limit)
+            )
             events = session.exec(query).all()
             first = events[0].index or 0 if events else position + 1
             # A number may be left out of the log; only where its beginning is gone something is missing.
-            is_whole = first == position + 1 or session.exec(select(func.min(Event.index))).one() != first
-        return Behind(events, None if is_whole else (position + 1, first - 1))
+            is_whole = first == position + 1 or session.exec(select(func.min(EventRow.index))).one() != first
+        return Backlog(events, None if is_whole else (position + 1, first - 1))
 
     def save(self, positions: Mapping[str, int]) -> None:
         """Writes positions down, even none: a leader that was replaced learns of it by this."""
         with self._database.write(quiet=True) as session:
             for name, position in positions.items():
-                statement = update(WebhookPosition).where(col(WebhookPosition.receiver) == name)
+                statement = update(WebhookPositionRow).where(col(WebhookPositionRow.receiver) == name)
                 session.connection().execute(statement.values(position=position))
 
 
-class Bookmarks:
+class PositionWriter:
     """Writes positions down soon after they moved, those of all receivers together."""
 
     def __init__(self, positions: Positions, thread: WriterThread) -> None:

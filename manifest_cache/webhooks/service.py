@@ -1,4 +1,4 @@
-"""Tells receivers of events: the log and a file of receivers in, signed HTTP requests out.
+"""Sends events to the receivers that a file names.
 
 Each receiver has a task of its own and gets its events one after the other, each until it takes it:
 at least once, and in the order of the log.
@@ -18,8 +18,8 @@ from manifest_cache.db_thread import WriterThread
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, StoreError
 from manifest_cache.webhooks.config import Receiver, WebhookFile
-from manifest_cache.webhooks.delivery import Courier, Post
-from manifest_cache.webhooks.positions import Bookmarks, Place, Positions
+from manifest_cache.webhooks.delivery import DeliveryWorker, WebhookSender
+from manifest_cache.webhooks.positions import Place, Positions, PositionWriter
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _CLOSING = 0.5
 
 
 class _Running(NamedTuple):
-    courier: Courier
+    courier: DeliveryWorker
     task: asyncio.Task[None]
 
 
@@ -51,7 +51,7 @@ class Webhooks:
             return
         # A thread of its own: what is learnt of registries must not wait for this.
         self._thread = WriterThread("lictor webhooks")
-        self._bookmarks = Bookmarks(self._positions, self._thread)
+        self._bookmarks = PositionWriter(self._positions, self._thread)
         self._tls = ssl.create_default_context()
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -94,10 +94,10 @@ class Webhooks:
     def _start(self, receiver: Receiver, place: Place) -> None:
         if place.is_new:
             logger.info("new receiver=%s gets what happens after index=%d", receiver.name, place.position)
-        courier = Courier(
+        courier = DeliveryWorker(
             receiver,
             place,
-            post=Post(receiver, self._settings, self._tls),
+            post=WebhookSender(receiver, self._settings, self._tls),
             positions=self._positions,
             bookmarks=self._bookmarks,
             thread=self._thread,

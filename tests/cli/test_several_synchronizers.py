@@ -10,7 +10,7 @@ import pytest
 
 from manifest_cache.leader.lease import Lease
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Leadership, Module
+from manifest_cache.storage.models import LeadershipRow, ModuleRow
 from manifest_cache.storage.reader import Reader
 from tests.cli.command import Lictor, Running
 from tests.consul_server import ConsulServer, RunningConsul, eventually
@@ -39,10 +39,10 @@ class Pair:
         return started
 
     @property
-    def lease(self) -> Leadership:
+    def lease(self) -> LeadershipRow:
         return Lease(self.database).look()
 
-    def module(self, name: str) -> Module | None:
+    def module(self, name: str) -> ModuleRow | None:
         with Reader(self.database).snapshot() as snapshot:
             return snapshot.module(name)
 

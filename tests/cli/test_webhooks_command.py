@@ -11,7 +11,7 @@ import pytest
 from sqlmodel import select
 
 from discovery.check_result import CheckResult
-from manifest_cache.storage.models import Event
+from manifest_cache.storage.models import EventRow
 from tests.cli.command import Lictor, Running
 from tests.cli.test_doctor_command import results
 from tests.consul_server import eventually
@@ -109,7 +109,7 @@ def test_doctor(lictor: Lictor, cache: Cache, receiver: WebhookReceiver, file: P
     cache.push(instance("a"))
     assert looked()["webhook audit"].status == "ok", "what has just happened may be under way"
     with cache.database.write() as session:
-        for event in session.exec(select(Event)):
+        for event in session.exec(select(EventRow)):
             event.at -= timedelta(minutes=5)
     assert looked()["webhook audit"].status == "warn"
     assert "which happened 5m ago" in looked()["webhook audit"].detail

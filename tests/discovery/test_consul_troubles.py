@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from discovery.base import Change, Health, Lost
 from discovery.consul.client import AsyncConsulClient, ConsulClient
-from discovery.consul.watch.queries import Floor, Queries
+from discovery.consul.watch.queries import Queries, QueryPacer
 from discovery.consul.watch.watcher import ConsulWatcher
 from tests.consul_proxy import Asked, ConsulProxy, Meddling
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
@@ -332,17 +332,17 @@ def test_queries_are_counted_by_kind(consul: RunningConsul) -> None:
 
 
 def test_after_quiet_there_is_next_to_no_floor() -> None:
-    assert Floor().after(60, busy=0.6, size=21_000) < 0.005
-    assert Floor(spacing=0.025).after(60, busy=0.6, size=4_000_000) < 0.005
+    assert QueryPacer().after(60, busy=0.6, size=21_000) < 0.005
+    assert QueryPacer(spacing=0.025).after(60, busy=0.6, size=4_000_000) < 0.005
 
 
 def test_the_floor_bounds_what_comes_in() -> None:
-    assert Floor().after(0.010, busy=0.002, size=1_000_000) == pytest.approx(0.09)
-    assert 1 <= Floor().after(0.001, busy=0.03, size=100_000_000) <= 2, "however large an answer is"
+    assert QueryPacer().after(0.010, busy=0.002, size=1_000_000) == pytest.approx(0.09)
+    assert 1 <= QueryPacer().after(0.001, busy=0.03, size=100_000_000) <= 2, "however large an answer is"
 
 
 def test_the_floor_makes_up_for_work_without_a_break() -> None:
-    floor = Floor()
+    floor = QueryPacer()
     pauses = [floor.after(0.020, busy=0.020, size=100) for _ in range(40)]
     assert max(pauses[:4]) < 0.005, "a few changes are taken as they come"
     worked, passed = 20 * 0.020, 20 * 0.020 + sum(pauses[20:])
@@ -350,7 +350,7 @@ def test_the_floor_makes_up_for_work_without_a_break() -> None:
 
 
 def test_the_floor_forgets_what_it_was_idle_after() -> None:
-    floor = Floor()
+    floor = QueryPacer()
     for _ in range(40):
         floor.after(0.020, busy=0.020, size=100)
     floor.after(1.0, busy=0.010, size=100)
@@ -358,11 +358,11 @@ def test_the_floor_forgets_what_it_was_idle_after() -> None:
 
 
 def test_the_floor_is_short_whatever_the_process_does() -> None:
-    floor = Floor()
+    floor = QueryPacer()
     assert floor.after(10, busy=15, size=100) <= 0.1
     assert floor.after(1, busy=0.01, size=100) < 0.005
 
 
 def test_the_floor_keeps_its_spacing() -> None:
-    assert Floor(spacing=0.025).after(0.005, busy=0.001, size=100) == pytest.approx(0.02)
-    assert Floor().after(0.001, busy=0.0001, size=100, moved=False) >= 0.02, "nothing is news"
+    assert QueryPacer(spacing=0.025).after(0.005, busy=0.001, size=100) == pytest.approx(0.02)
+    assert QueryPacer().after(0.001, busy=0.0001, size=100, moved=False) >= 0.02, "nothing is news"

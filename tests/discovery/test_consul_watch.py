@@ -16,7 +16,7 @@ from discovery.base import Change, Health, Lost, ServiceInstance
 from discovery.consul.api import Call
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
-from discovery.consul.watch.catalog_state import Mirror
+from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.watch_session import CONNECTIONS
 from discovery.consul.watch.watcher import ConsulWatcher
 from tests.consul_proxy import ConsulProxy
@@ -670,11 +670,11 @@ def entry(status: str) -> dict[str, Any]:
     }
 
 
-def mirror() -> Mirror:
-    mirror = Mirror("module")
-    mirror.catalog_answered({"m": ["module"], "consul": []})
-    mirror.checks_answered(Health.CRITICAL, [], 5)
-    mirror.checks_answered(Health.WARNING, [], 5)
+def mirror() -> CatalogState:
+    mirror = CatalogState("module")
+    mirror.apply_catalog({"m": ["module"], "consul": []})
+    mirror.apply_checks(Health.CRITICAL, [], 5)
+    mirror.apply_checks(Health.WARNING, [], 5)
     return mirror
 
 
@@ -684,42 +684,42 @@ def healths(instances: list[ServiceInstance]) -> list[Health]:
 
 def test_answers_that_cross__the_read_is_older_than_the_watch() -> None:
     crossed = mirror()
-    crossed.checks_answered(Health.CRITICAL, [CHECK], 9)
-    crossed.checks_answered(Health.CRITICAL, [], 11)
-    altered, _ = crossed.service_answered("m", [entry("critical")], 10)
+    crossed.apply_checks(Health.CRITICAL, [CHECK], 9)
+    crossed.apply_checks(Health.CRITICAL, [], 11)
+    altered, _ = crossed.apply_service("m", [entry("critical")], 10)
     assert healths(altered) == [Health.PASSING], "at 11 the check was well again"
 
 
 def test_answers_that_cross__the_read_is_newer_than_the_watch() -> None:
     crossed = mirror()
-    altered, _ = crossed.service_answered("m", [entry("critical")], 10)
+    altered, _ = crossed.apply_service("m", [entry("critical")], 10)
     assert healths(altered) == [Health.CRITICAL]
-    assert crossed.checks_answered(Health.CRITICAL, [CHECK], 10) == ([], [])
-    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
-    assert healths(crossed.service_answered("m", [entry("passing")], 12)[0]) == [Health.PASSING]
+    assert crossed.apply_checks(Health.CRITICAL, [CHECK], 10) == ([], [])
+    assert crossed.apply_checks(Health.CRITICAL, [], 12) == ([], ["m"])
+    assert healths(crossed.apply_service("m", [entry("passing")], 12)[0]) == [Health.PASSING]
 
 
 def test_answers_that_cross__unwell_and_well_again_before_the_watch_told() -> None:
     crossed = mirror()
-    crossed.service_answered("m", [entry("critical")], 10)
-    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
-    assert healths(crossed.service_answered("m", [entry("passing")], 12)[0]) == [Health.PASSING]
+    crossed.apply_service("m", [entry("critical")], 10)
+    assert crossed.apply_checks(Health.CRITICAL, [], 12) == ([], ["m"])
+    assert healths(crossed.apply_service("m", [entry("passing")], 12)[0]) == [Health.PASSING]
 
 
 def test_answers_that_cross__from_one_unwell_state_to_the_other() -> None:
     crossed = mirror()
-    crossed.checks_answered(Health.WARNING, [CHECK], 10)
-    crossed.service_answered("m", [entry("warning")], 10)
-    assert crossed.checks_answered(Health.WARNING, [], 12) == ([], ["m"]), "it is not said to be well"
-    assert healths(crossed.checks_answered(Health.CRITICAL, [CHECK], 12)[0]) == [Health.CRITICAL]
+    crossed.apply_checks(Health.WARNING, [CHECK], 10)
+    crossed.apply_service("m", [entry("warning")], 10)
+    assert crossed.apply_checks(Health.WARNING, [], 12) == ([], ["m"]), "it is not said to be well"
+    assert healths(crossed.apply_checks(Health.CRITICAL, [CHECK], 12)[0]) == [Health.CRITICAL]
 
 
 def test_answers_that_cross__an_unwell_instance_goes() -> None:
     crossed = mirror()
-    crossed.checks_answered(Health.CRITICAL, [CHECK], 10)
-    crossed.service_answered("m", [entry("critical")], 10)
-    assert crossed.checks_answered(Health.CRITICAL, [], 12) == ([], ["m"])
-    altered, gone = crossed.service_answered("m", [], 12)
+    crossed.apply_checks(Health.CRITICAL, [CHECK], 10)
+    crossed.apply_service("m", [entry("critical")], 10)
+    assert crossed.apply_checks(Health.CRITICAL, [], 12) == ([], ["m"])
+    altered, gone = crossed.apply_service("m", [], 12)
     assert (altered, [key.id for key in gone]) == ([], ["i"])
 
 
@@ -730,7 +730,7 @@ def test_odd_entries_are_survived() -> None:
         {"Node": {}, "Service": {"Service": "m", "ID": "y", "Tags": ["module"], "Meta": None, "Port": None}},
         {"Node": {}, "Service": {"Service": "m", "ID": "z", "Tags": None}},
     ]
-    altered, _ = odd.service_answered("m", entries, 6)
+    altered, _ = odd.apply_service("m", entries, 6)
     assert [instance.id for instance in altered] == ["x\ufffd?", "y"]
     for told in altered:
         told.id.encode()

@@ -21,9 +21,9 @@ from manifest_cache.ledger.ledger import Ledger
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage import schema
 from manifest_cache.storage.database import Database, SchemaMismatch, StoreUnavailable
-from manifest_cache.storage.models import Module, Source, utc_now
+from manifest_cache.storage.models import ModuleRow, SourceRow, utc_now
 from manifest_cache.storage.reader import Reader
-from manifest_cache.storage.unit_of_work import Rows
+from manifest_cache.storage.unit_of_work import UnitOfWork
 from tests.consul_server import eventually
 from tests.postgres_server import PostgresServer
 
@@ -96,7 +96,7 @@ def test_writers_take_turns_and_indexes_have_no_holes(database: Database, settin
 
 
 def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
-    source = Source(name="x", registry_name="x", connected=False, since=utc_now())
+    source = SourceRow(name="x", registry_name="x", connected=False, since=utc_now())
 
     def fail() -> None:
         with database.write() as session:
@@ -105,8 +105,8 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
             raise RuntimeError("after the row")
 
     def fail_as_the_driver_does() -> None:
-        with database.writing() as writing:
-            rows = Rows(writing, Source)
+        with database.raw_write() as writing:
+            rows = UnitOfWork(writing, SourceRow)
             rows.add(**source.model_dump())
             rows.write()
             raise RuntimeError("after the row")
@@ -192,7 +192,7 @@ def test_one_connection_serves_many_threads_in_turn(tmp_path: Path) -> None:
     def use() -> None:
         nonlocal inside, most
         for _ in range(20):
-            with database.reading() as reading:
+            with database.raw_read() as reading:
                 inside += 1
                 most = max(most, inside)
                 seen.append(index_of(reading))
@@ -234,7 +234,7 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/lictor.db")
     database.migrate()
     index = write(database)
-    with database.reading() as reading:
+    with database.raw_read() as reading:
         pages = reading.value("PRAGMA page_count")
         # The driver's own limit: what SQLite says is what it says of a full disk.
         reading.rows(f"PRAGMA max_page_count = {pages}")
@@ -317,11 +317,11 @@ def test_a_server_that_goes_after_all_was_read(
 ) -> None:
     database = Database(postgres.create_database())
     database.migrate()
-    with database.reading() as reading:
+    with database.raw_read() as reading:
         served_by = reading.value("SELECT pg_backend_pid()")
         with database.write() as session:
             session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": served_by})
-    with database.reading() as reading:
+    with database.raw_read() as reading:
         assert reading.value("SELECT pg_backend_pid()") != served_by
     assert not caplog.records
     database.close()
@@ -333,7 +333,7 @@ def test_a_server_that_goes_while_one_writes_is_unavailable(postgres: PostgresSe
     other = Database(database.url.render_as_string(hide_password=False))
 
     def go() -> None:
-        with database.writing() as writing:
+        with database.raw_write() as writing:
             served_by = writing.value("SELECT pg_backend_pid()")
             with other.read() as session:
                 session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": served_by})
@@ -352,11 +352,11 @@ def test_writers_on_postgresql_see_what_was_committed_while_they_waited(postgres
     seen: list[int] = []
 
     def look() -> None:
-        with database.writing(quiet=True) as writing:
+        with database.raw_write(quiet=True) as writing:
             seen.append(index_of(writing))
 
     waiting = threading.Thread(target=look)
-    with database.writing() as writing:
+    with database.raw_write() as writing:
         ledger = Ledger(writing, CacheSettings())
         ledger.change(CHANGE)
         waiting.start()
@@ -364,7 +364,7 @@ def test_writers_on_postgresql_see_what_was_committed_while_they_waited(postgres
             "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
             "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
         )
-        with database.reading() as reading:
+        with database.raw_read() as reading:
             eventually(lambda: reading.value(waiting_here) == 1)
         index = ledger.close()
     waiting.join(60)
@@ -396,7 +396,7 @@ def test_a_writer_that_is_paused_in_its_transaction_does_not_keep_others_out(
     def pause() -> None:
         with paused.write() as session:
             write(other)
-            session.exec(select(Module)).all()
+            session.exec(select(ModuleRow)).all()
 
     with pytest.raises(StoreUnavailable):
         pause()

@@ -9,7 +9,7 @@ from typing import Any
 from discovery.registries import configured
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance, Source
+from manifest_cache.storage.models import InstanceRow, SourceRow
 from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import ConsulServer, eventually, federate
@@ -35,11 +35,11 @@ def test_one_that_is_cut_off_turns_stale_alone(
     database.migrate()
     reader = Reader(database)
 
-    def sources() -> dict[str, Source]:
+    def sources() -> dict[str, SourceRow]:
         with reader.snapshot() as snapshot:
             return {source.name: source for source in snapshot.sources if source.name != "push"}
 
-    def instances(name: str) -> list[Instance]:
+    def instances(name: str) -> list[InstanceRow]:
         with reader.snapshot() as snapshot:
             return snapshot.instances([name])[name]
 

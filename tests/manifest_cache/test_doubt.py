@@ -9,7 +9,7 @@ import pytest
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
 from discovery.registry import Policy
-from manifest_cache.ingest.plausibility import Accept, Beliefs, Doubted, Trusted, Update
+from manifest_cache.ingest.plausibility import Accept, Doubted, PlausibilityFilter, Trusted, Update
 
 PATIENCE = 120.0
 
@@ -39,10 +39,10 @@ def doubted(updates: Sequence[Update]) -> bool:
 
 
 @pytest.fixture
-def beliefs() -> Beliefs:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    assert not doubted(beliefs.hear(complete(100), 0))
-    return beliefs
+def plausibility() -> PlausibilityFilter:
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    assert not doubted(plausibility.apply(complete(100), 0))
+    return plausibility
 
 
 @pytest.mark.parametrize(
@@ -57,163 +57,165 @@ def beliefs() -> Beliefs:
         pytest.param(gone(*range(10)), False, id="10 % deregistered at once"),
     ],
 )
-def test_how_much_may_go_at_once(beliefs: Beliefs, change: Change, doubt: bool) -> None:
-    updates = beliefs.hear(change, 1)
+def test_how_much_may_go_at_once(plausibility: PlausibilityFilter, change: Change, doubt: bool) -> None:
+    updates = plausibility.apply(change, 1)
     assert doubted(updates) == doubt
     if doubt:
         assert removed(updates) == 0
-        assert beliefs.doubt_ends_at == 1 + PATIENCE
+        assert plausibility.doubt_ends_at == 1 + PATIENCE
 
 
-def test_one_by_one_is_believed_at_once(beliefs: Beliefs) -> None:
+def test_one_by_one_is_believed_at_once(plausibility: PlausibilityFilter) -> None:
     for number in range(100):
-        updates = beliefs.hear(gone(number), number)
+        updates = plausibility.apply(gone(number), number)
         assert not doubted(updates)
         assert removed(updates) == 1
 
 
 def test_up_to_four_may_always_go() -> None:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.hear(complete(5), 0)
-    assert removed(beliefs.hear(gone(0, 1, 2, 3), 1)) == 4
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.apply(complete(5), 0)
+    assert removed(plausibility.apply(gone(0, 1, 2, 3), 1)) == 4
 
 
 def test_an_empty_registry_is_doubted_however_little_was_known() -> None:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.hear(complete(1), 0)
-    assert doubted(beliefs.hear(complete(0), 1))
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.apply(complete(1), 0)
+    assert doubted(plausibility.apply(complete(0), 1))
 
 
 def test_a_sign_of_life_confirms_nothing_by_itself() -> None:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.hear(complete(1), 0)
-    beliefs.hear(complete(0), 1)
-    updates = beliefs.hear(Change(source="consul"), 6)
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.apply(complete(1), 0)
+    plausibility.apply(complete(0), 1)
+    updates = plausibility.apply(Change(source="consul"), 6)
     assert doubted(updates)
     assert removed(updates) == 0
-    assert removed(beliefs.look_again(1 + PATIENCE)) == 1
+    assert removed(plausibility.recheck(1 + PATIENCE)) == 1
 
 
 def test_an_empty_registry_at_first_sight_is_no_cause_for_doubt() -> None:
-    assert not doubted(Beliefs({"consul": Policy(0.3, PATIENCE)}).hear(complete(0), 0))
+    assert not doubted(PlausibilityFilter({"consul": Policy(0.3, PATIENCE)}).apply(complete(0), 0))
 
 
-def test_what_is_there_is_believed_amid_doubt(beliefs: Beliefs) -> None:
-    updates = beliefs.hear(complete(10, first=95), 1)
+def test_what_is_there_is_believed_amid_doubt(plausibility: PlausibilityFilter) -> None:
+    updates = plausibility.apply(complete(10, first=95), 1)
     assert doubted(updates)
     (change,) = [update for update in updates if isinstance(update, Change)]
     assert len(change.present) == 10
     assert not change.complete
 
 
-def test_a_doubt_that_is_confirmed_long_enough_ends(beliefs: Beliefs) -> None:
-    beliefs.hear(complete(10), 1)
-    assert beliefs.look_again(PATIENCE) == []
-    assert doubted(beliefs.hear(Change(source="consul"), 60))
-    updates = beliefs.look_again(1 + PATIENCE)
+def test_a_doubt_that_is_confirmed_long_enough_ends(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(complete(10), 1)
+    assert plausibility.recheck(PATIENCE) == []
+    assert doubted(plausibility.apply(Change(source="consul"), 60))
+    updates = plausibility.recheck(1 + PATIENCE)
     assert not doubted(updates)
     assert removed(updates) == 90
-    assert beliefs.doubt_ends_at is None
+    assert plausibility.doubt_ends_at is None
 
 
-def test_a_registry_that_recovers_is_believed(beliefs: Beliefs) -> None:
-    beliefs.hear(complete(10), 1)
-    updates = beliefs.hear(complete(98), 2)
+def test_a_registry_that_recovers_is_believed(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(complete(10), 1)
+    updates = plausibility.apply(complete(98), 2)
     assert not doubted(updates)
     assert removed(updates) == 2
 
 
-def test_an_operator_ends_a_doubt(beliefs: Beliefs) -> None:
-    beliefs.hear(complete(10), 1)
-    updates = beliefs.hear(Accept("consul"), 2)
+def test_an_operator_ends_a_doubt(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(complete(10), 1)
+    updates = plausibility.apply(Accept("consul"), 2)
     assert not doubted(updates)
     assert removed(updates) == 90
 
 
-def test_a_lost_registry_has_confirmed_nothing(beliefs: Beliefs) -> None:
-    beliefs.hear(complete(10), 1)
-    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 100)
-    assert beliefs.doubt_ends_at is None
-    beliefs.hear(complete(10), 130)
-    assert beliefs.doubt_ends_at == 130 + PATIENCE
+def test_a_lost_registry_has_confirmed_nothing(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(complete(10), 1)
+    plausibility.apply(Lost(source="consul", reason="away", retry_in=1), 100)
+    assert plausibility.doubt_ends_at is None
+    plausibility.apply(complete(10), 130)
+    assert plausibility.doubt_ends_at == 130 + PATIENCE
 
 
 def unsure(change: Change, reason: str | None = "filtered") -> Change:
     return replace(change, doubt=reason)
 
 
-def test_while_the_source_is_unsure_no_absence_is_believed(beliefs: Beliefs) -> None:
+def test_while_the_source_is_unsure_no_absence_is_believed(plausibility: PlausibilityFilter) -> None:
     for change in (gone(1), complete(99)):
-        updates = beliefs.hear(unsure(change), 1)
+        updates = plausibility.apply(unsure(change), 1)
         assert removed(updates) == 0
         assert updates[-1] == Doubted("consul", "filtered: 1 of 100 instances are missing")
 
 
-def test_while_the_source_is_unsure_presence_is_believed(beliefs: Beliefs) -> None:
-    updates = beliefs.hear(unsure(complete(120)), 1)
+def test_while_the_source_is_unsure_presence_is_believed(plausibility: PlausibilityFilter) -> None:
+    updates = plausibility.apply(unsure(complete(120)), 1)
     assert not doubted(updates)
     (change,) = [update for update in updates if isinstance(update, Change)]
     assert len(change.present) == 120
 
 
-def test_a_source_that_is_sure_again_is_believed(beliefs: Beliefs) -> None:
-    beliefs.hear(unsure(gone(1, 2)), 1)
+def test_a_source_that_is_sure_again_is_believed(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(unsure(gone(1, 2)), 1)
     back = Change(source="consul", present=instances(1, first=1))
-    assert removed(beliefs.hear(unsure(back, None), 2)) == 1
+    assert removed(plausibility.apply(unsure(back, None), 2)) == 1
 
 
-def test_what_an_unsure_source_confirms_long_enough_is_believed(beliefs: Beliefs) -> None:
-    beliefs.hear(unsure(gone(1)), 1)
-    assert removed(beliefs.hear(unsure(Change(source="consul")), PATIENCE)) == 0
-    assert removed(beliefs.look_again(1 + PATIENCE)) == 1
+def test_what_an_unsure_source_confirms_long_enough_is_believed(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(unsure(gone(1)), 1)
+    assert removed(plausibility.apply(unsure(Change(source="consul")), PATIENCE)) == 0
+    assert removed(plausibility.recheck(1 + PATIENCE)) == 1
 
 
-def test_a_source_that_is_never_sure_is_judged_like_any_other(beliefs: Beliefs) -> None:
-    beliefs.hear(unsure(Change(source="consul")), 1)
-    assert removed(beliefs.hear(unsure(gone(1)), 2 + PATIENCE)) == 1
-    assert doubted(beliefs.hear(unsure(complete(10)), 3 + PATIENCE))
+def test_a_source_that_is_never_sure_is_judged_like_any_other(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(unsure(Change(source="consul")), 1)
+    assert removed(plausibility.apply(unsure(gone(1)), 2 + PATIENCE)) == 1
+    assert doubted(plausibility.apply(unsure(complete(10)), 3 + PATIENCE))
 
 
-def test_an_operator_ends_an_unsure_sources_doubt(beliefs: Beliefs) -> None:
-    beliefs.hear(unsure(gone(1)), 1)
-    assert removed(beliefs.hear(Accept("consul"), 2)) == 1
-    assert removed(beliefs.hear(unsure(gone(2)), 3)) == 1
+def test_an_operator_ends_an_unsure_sources_doubt(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(unsure(gone(1)), 1)
+    assert removed(plausibility.apply(Accept("consul"), 2)) == 1
+    assert removed(plausibility.apply(unsure(gone(2)), 3)) == 1
 
 
-def test_a_source_that_comes_back_unsure_has_confirmed_nothing(beliefs: Beliefs) -> None:
-    beliefs.hear(unsure(complete(100)), 1)
-    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 100)
-    assert removed(beliefs.hear(unsure(complete(99)), 2 + PATIENCE)) == 0
+def test_a_source_that_comes_back_unsure_has_confirmed_nothing(plausibility: PlausibilityFilter) -> None:
+    plausibility.apply(unsure(complete(100)), 1)
+    plausibility.apply(Lost(source="consul", reason="away", retry_in=1), 100)
+    assert removed(plausibility.apply(unsure(complete(99)), 2 + PATIENCE)) == 0
 
 
 def test_a_restart_forgets_nothing() -> None:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
-    assert doubted(beliefs.hear(complete(0), 0))
-    assert removed(beliefs.hear(complete(99), 1)) == 1
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.start_from({"consul": [instance.key for instance in instances(100)]})
+    assert doubted(plausibility.apply(complete(0), 0))
+    assert removed(plausibility.apply(complete(99), 1)) == 1
 
 
 def test_an_acceptance_before_anything_was_told_is_of_what_is_told_first() -> None:
-    beliefs = Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.start_from({"consul": [instance.key for instance in instances(100)]})
-    assert beliefs.hear(Accept("consul"), 0) == [], "nothing is known of it, not even that it is there"
-    updates = beliefs.hear(complete(10), 1)
+    plausibility = PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.start_from({"consul": [instance.key for instance in instances(100)]})
+    assert plausibility.apply(Accept("consul"), 0) == [], "nothing is known of it, not even that it is there"
+    updates = plausibility.apply(complete(10), 1)
     assert not doubted(updates)
     assert removed(updates) == 90
-    assert doubted(beliefs.hear(complete(0), 2)), "it was accepted once"
+    assert doubted(plausibility.apply(complete(0), 2)), "it was accepted once"
 
 
-def test_an_acceptance_while_a_source_is_lost_is_of_what_it_tells_when_it_is_back(beliefs: Beliefs) -> None:
-    beliefs.hear(complete(10), 1)
-    beliefs.hear(Lost(source="consul", reason="away", retry_in=1), 2)
-    assert beliefs.hear(Accept("consul"), 3) == [], "that it is lost still stands"
-    updates = beliefs.hear(complete(20), 4)
+def test_an_acceptance_while_a_source_is_lost_is_of_what_it_tells_when_it_is_back(
+    plausibility: PlausibilityFilter,
+) -> None:
+    plausibility.apply(complete(10), 1)
+    plausibility.apply(Lost(source="consul", reason="away", retry_in=1), 2)
+    assert plausibility.apply(Accept("consul"), 3) == [], "that it is lost still stands"
+    updates = plausibility.apply(complete(20), 4)
     assert not doubted(updates)
     assert removed(updates) == 80
 
 
-def test_sources_are_doubted_apart(beliefs: Beliefs) -> None:
+def test_sources_are_doubted_apart(plausibility: PlausibilityFilter) -> None:
     other = Change(source="consul/dc2", present=instances(100), complete=True)
-    beliefs.hear(other, 0)
-    assert doubted(beliefs.hear(complete(0), 1))
-    assert not doubted(beliefs.hear(Change(source="consul/dc2"), 1))
+    plausibility.apply(other, 0)
+    assert doubted(plausibility.apply(complete(0), 1))
+    assert not doubted(plausibility.apply(Change(source="consul/dc2"), 1))

@@ -18,7 +18,7 @@ from manifest_cache.ledger.ledger import Refresh
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance, utc_now
+from manifest_cache.storage.models import InstanceRow, utc_now
 from manifest_cache.storage.reader import Reader
 
 BROKEN = ManifestError("http-status", "it answered 500")
@@ -51,8 +51,8 @@ def impatient(database: Database, database_url: str) -> Store:
 
 
 @pytest.fixture
-def rows(reader: Reader) -> Callable[[], dict[str, Instance]]:
-    def read() -> dict[str, Instance]:
+def rows(reader: Reader) -> Callable[[], dict[str, InstanceRow]]:
+    def read() -> dict[str, InstanceRow]:
         with reader.snapshot() as snapshot:
             return {row.id: row for row in snapshot.instances(["orders"])["orders"]}
 
@@ -70,11 +70,11 @@ def known(store: Store, *ids: str, version: str = "1.0.0") -> None:
     store.apply_fetches([(jobs[id_], manifest(version)) for id_ in ids])
 
 
-def scheduled(rows: dict[str, Instance]) -> list[str]:
+def scheduled(rows: dict[str, InstanceRow]) -> list[str]:
     return sorted(id_ for id_, row in rows.items() if row.fetch_at is not None)
 
 
-def test_one_of_each_version_is_asked_again(store: Store, rows: Callable[[], dict[str, Instance]]) -> None:
+def test_one_of_each_version_is_asked_again(store: Store, rows: Callable[[], dict[str, InstanceRow]]) -> None:
     known(store, "a", "b", "c")
     known(store, "d", "e", version="1.1.0")
     asked = scheduled(rows())
@@ -83,7 +83,7 @@ def test_one_of_each_version_is_asked_again(store: Store, rows: Callable[[], dic
     assert due(store) == {}
 
 
-def test_it_is_asked_over_and_over(impatient: Store, rows: Callable[[], dict[str, Instance]]) -> None:
+def test_it_is_asked_over_and_over(impatient: Store, rows: Callable[[], dict[str, InstanceRow]]) -> None:
     known(impatient, "a", "b", "c")
     for _ in range(5):
         ((_, job),) = due(impatient).items()
@@ -113,7 +113,7 @@ def test_those_in_turn_are_asked_together(store: Store, reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("how", ["it goes", "it is not well", "it answers 500", "it registers anew"])
-def test_another_takes_its_turn(store: Store, rows: Callable[[], dict[str, Instance]], how: str) -> None:
+def test_another_takes_its_turn(store: Store, rows: Callable[[], dict[str, InstanceRow]], how: str) -> None:
     known(store, "a", "b", "c")
     (asked,) = scheduled(rows())
     if how == "it goes":
@@ -130,7 +130,7 @@ def test_another_takes_its_turn(store: Store, rows: Callable[[], dict[str, Insta
 
 
 def test_where_the_one_asked_has_changed_the_others_are_asked(
-    impatient: Store, rows: Callable[[], dict[str, Instance]]
+    impatient: Store, rows: Callable[[], dict[str, InstanceRow]]
 ) -> None:
     known(impatient, "other", version="0.9.0")
     known(impatient, "a", "b", "c")
@@ -151,7 +151,7 @@ def test_an_instance_that_is_new_says_nothing_of_the_others(store: Store) -> Non
     assert due(store) == {}
 
 
-def test_ten_announce_one_unknown_digest(store: Store, rows: Callable[[], dict[str, Instance]]) -> None:
+def test_ten_announce_one_unknown_digest(store: Store, rows: Callable[[], dict[str, InstanceRow]]) -> None:
     fetched = manifest()
     announcing = [instance(f"i{n}", fetched.parsed.digest) for n in range(10)]
     applied = store.apply([present(*announcing)])
@@ -176,7 +176,7 @@ def test_one_that_announces_it_later_waits_for_the_fetch_under_way(store: Store)
 
 @pytest.mark.parametrize("outcome", [BROKEN, manifest("0.1.0")], ids=["fails", "brings something else"])
 def test_where_the_first_fetch_does_not_bring_it_the_next_is_asked(
-    store: Store, rows: Callable[[], dict[str, Instance]], outcome: Fetched | ManifestError
+    store: Store, rows: Callable[[], dict[str, InstanceRow]], outcome: Fetched | ManifestError
 ) -> None:
     fetched = manifest()
     store.apply([present(*(instance(id_, fetched.parsed.digest) for id_ in "abc"))])

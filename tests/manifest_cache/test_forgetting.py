@@ -13,7 +13,7 @@ from manifest_cache.ingest.store import Store
 from manifest_cache.retention.modules import Forgetting, Forgotten, ModuleInUse, UnknownModule
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, Manifest, Module, Source, Tombstone, utc_now
+from manifest_cache.storage.models import EventRow, ManifestRow, ModuleRow, SourceRow, TombstoneRow, utc_now
 from manifest_cache.storage.reader import Reader
 from tests.consul_server import eventually
 from tests.manifest_cache.test_store import (
@@ -41,8 +41,8 @@ def let_pass(database: Database, settings: CacheSettings) -> None:
     """As if all that is there had been so for longer than it is remembered."""
     long_ago = utc_now() - timedelta(seconds=settings.forget_after + 1)
     with database.write(quiet=True) as session:
-        session.exec(update(Module).values(last_changed=long_ago))
-        session.exec(update(Tombstone).values(gone_at=long_ago))
+        session.exec(update(ModuleRow).values(last_changed=long_ago))
+        session.exec(update(TombstoneRow).values(gone_at=long_ago))
 
 
 def names(reader: Reader) -> list[str]:
@@ -52,8 +52,8 @@ def names(reader: Reader) -> list[str]:
 
 def left_of(database: Database, name: str) -> tuple[int, int]:
     with database.read() as session:
-        manifests = session.exec(select(Manifest).where(Manifest.module == name)).all()
-        graves = session.exec(select(Tombstone).where(Tombstone.module == name)).all()
+        manifests = session.exec(select(ManifestRow).where(ManifestRow.module == name)).all()
+        graves = session.exec(select(TombstoneRow).where(TombstoneRow.module == name)).all()
     return len(manifests), len(graves)
 
 
@@ -176,7 +176,7 @@ def test_a_module_of_unknown_source_waits_for_all(
     store.apply([gone(instance()), LOST])
     with database.write() as session:
         # As a module is that lost its instances before there were tombstones.
-        session.exec(update(Tombstone).values(module="mailer"))
+        session.exec(update(TombstoneRow).values(module="mailer"))
     let_pass(database, settings)
     assert forgetting.forget_old(10) == ()
     store.apply([Change(source="consul")])
@@ -189,7 +189,7 @@ def test_a_source_that_was_not_heard_since_the_start_may_have_it_back(
     store.apply([complete(instance()), complete()])
     let_pass(database, settings)
     with database.write() as session:
-        session.exec(update(Source).values(last_contact=utc_now() - timedelta(days=8)))
+        session.exec(update(SourceRow).values(last_contact=utc_now() - timedelta(days=8)))
     forgetting = Forgetting(database, settings)
     assert forgetting.forget_old(10) == ()
     store.apply([complete()])
@@ -233,4 +233,4 @@ def test_nothing_of_a_forgotten_module_is_missing_in_the_log(
     store.apply([complete(instance()), complete()])
     index = forgetting.forget("financial").index
     with database.read() as session:
-        assert len(session.exec(select(Event).where(col(Event.index) <= index)).all()) == index
+        assert len(session.exec(select(EventRow).where(col(EventRow.index) <= index)).all()) == index

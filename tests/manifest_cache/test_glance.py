@@ -35,7 +35,7 @@ def test_every_commit_is_seen_at_once(database: Database, database_url: str, set
     for number in range(30):
         index = store.apply([change(number)]).index
         assert [database.index() for _ in range(5)] == [index] * 5
-        assert database.index_at_once() in (index, None)
+        assert database.current_or_none() in (index, None)
     elsewhere.close()
 
 
@@ -47,13 +47,13 @@ def test_who_must_not_wait_is_told_mostly(
     def told() -> bool:
         # On PostgreSQL only what was just looked at can be told again.
         database.index()
-        return database.index_at_once() == index
+        return database.current_or_none() == index
 
     eventually(told)
     if database.path is not None:
         database.path.rename(f"{database_url.removeprefix('sqlite:///')}.away")
         away = Database(database_url)
-        assert away.index_at_once() is None
+        assert away.current_or_none() is None
         away.close()
 
 
@@ -68,7 +68,7 @@ def test_what_any_thread_has_seen_no_later_look_misses(
     def look(eyes: Database) -> None:
         while not end.is_set():
             before = known[0]
-            seen = eyes.index_at_once()
+            seen = eyes.current_or_none()
             if seen is None:
                 seen = eyes.index()
             if seen < before:

@@ -7,7 +7,7 @@ import pytest
 from discovery.base import Change, Lost, ServiceInstance
 from discovery.registry import Policy
 from manifest_cache.ingest.inbox import Inbox
-from manifest_cache.ingest.plausibility import Accept, Beliefs
+from manifest_cache.ingest.plausibility import Accept, PlausibilityFilter
 
 PATIENCE = 120.0
 LOST = Lost(source="consul", reason="away", retry_in=1)
@@ -33,13 +33,13 @@ async def test_what_is_told_meanwhile_is_merged_by_source() -> None:
 
 @pytest.mark.anyio
 async def test_a_registry_that_was_lost_meanwhile_has_confirmed_nothing() -> None:
-    inbox, beliefs = Inbox(), Beliefs({"consul": Policy(0.3, PATIENCE)})
-    beliefs.hear(complete(10), 0)
-    beliefs.hear(complete(0), 1)
+    inbox, plausibility = Inbox(), PlausibilityFilter({"consul": Policy(0.3, PATIENCE)})
+    plausibility.apply(complete(10), 0)
+    plausibility.apply(complete(0), 1)
     inbox.put(LOST)
     inbox.put(complete(0))
     told = await inbox.take()
     assert told == [LOST, complete(0)]
     for one in told:
-        beliefs.hear(one, 2 + PATIENCE)
-    assert beliefs.doubt_ends_at == 2 + 2 * PATIENCE
+        plausibility.apply(one, 2 + PATIENCE)
+    assert plausibility.doubt_ends_at == 2 + 2 * PATIENCE

@@ -11,7 +11,7 @@ from discovery.base import Change, Health, Lost, ServiceInstance
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event
+from manifest_cache.storage.models import EventRow
 from manifest_cache.storage.reader import Reader
 
 MODULES = [ServiceInstance(module=f"m-{n}", id=f"m-{n}-1", address="10.0.0.1", port=1) for n in range(3)]
@@ -40,7 +40,7 @@ def test_the_last_changes_are_unknown_where_the_log_begins_later(
     first = flip(store, MODULES[0], Health.WARNING)
     last = flip(store, MODULES[1], Health.CRITICAL)
     with database.write() as session:
-        session.execute(delete(Event).where(col(Event.index) <= first))
+        session.execute(delete(EventRow).where(col(EventRow.index) <= first))
     with reader.snapshot() as snapshot:
         assert snapshot.retained_after >= first
         assert snapshot.last_changes(before) is None
@@ -68,7 +68,7 @@ def test_a_long_log_makes_no_work_for_who_knows_most_of_it(tmp_path: Path) -> No
         nonlocal steps
         steps += 1
 
-    with database.reading() as reading:
+    with database.raw_read() as reading:
         # Called once in so many steps of SQLite's machine, on the connection that is used next.
         reading.cursor.connection.set_progress_handler(count, 1000)
     with Reader(database).snapshot() as snapshot:

@@ -24,7 +24,7 @@ from manifest_cache.leader.lease import Lease
 from manifest_cache.metrics import LEADER, LEADERSHIP_CHANGES
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, Fenced, FencedDatabase, SchemaMismatch
-from manifest_cache.storage.models import Event, Leadership, PushLease, utc_now
+from manifest_cache.storage.models import EventRow, LeadershipRow, PushLeaseRow, utc_now
 from tests.consul_server import RunningConsul, eventually
 from tests.postgres_server import PostgresServer
 from tests.watching import Beside
@@ -51,7 +51,7 @@ def test_a_leader_writes_until_another_leads(database: Database, settings: Cache
     with pytest.raises(Fenced):
         store.apply([Change(source="consul", gone=(INSTANCE.key,))])
     with database.read() as session:
-        assert [event.type for event in session.exec(select(Event))][-1] != "instance.removed"
+        assert [event.type for event in session.exec(select(EventRow))][-1] != "instance.removed"
     assert Store(second, settings).apply([Change(source="consul", gone=(INSTANCE.key,))]).index > 0
 
 
@@ -63,7 +63,7 @@ def test_what_expires_is_for_the_leader_to_say(
     push.register(PushRegistration(instance=INSTANCE))
     push.heartbeat("financial", "1", Health.WARNING)
     with database.write() as session:
-        lease = session.exec(select(PushLease)).one()
+        lease = session.exec(select(PushLeaseRow)).one()
         lease.expires_at = utc_now() - timedelta(seconds=1)
     for write in (before.expire, before.extend):
         with pytest.raises(Fenced):
@@ -84,7 +84,7 @@ def test_every_write_renews_the_lease(database: Database, settings: CacheSetting
 
 
 def test_nobody_leads_at_first(database: Database) -> None:
-    assert Lease(database).look() == Leadership()
+    assert Lease(database).look() == LeadershipRow()
 
 
 def test_of_two_who_saw_the_same_one_leads(database: Database) -> None:
@@ -192,7 +192,7 @@ def stand(database: Database, database_url: str) -> Iterator[Callable[..., Candi
 Stand = Callable[..., Candidate]
 
 
-def row_of(database: Database, **awaited: Any) -> Leadership:
+def row_of(database: Database, **awaited: Any) -> LeadershipRow:
     """The lease, once it is as awaited."""
     lease = Lease(database)
     eventually(lambda: all(getattr(lease.look(), name) == value for name, value in awaited.items()))

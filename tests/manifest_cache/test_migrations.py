@@ -15,7 +15,7 @@ from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage import schema
 from manifest_cache.storage.database import Database, SchemaMismatch
-from manifest_cache.storage.models import PushLease
+from manifest_cache.storage.models import PushLeaseRow
 from manifest_cache.storage.reader import Reader
 from manifest_cache.webhooks.positions import Positions
 from tests.manifest_cache.test_push import INSTANCE
@@ -62,7 +62,7 @@ def test_pushed_instances_keep_their_leases(database_url: str, settings: CacheSe
         _push_an_instance(session.connection())
     assert database.migrate() == ("0003", schema.HEAD)
     with database.read() as session:
-        assert [lease.heartbeat_interval for lease in session.exec(select(PushLease))] == [5.0]
+        assert [lease.heartbeat_interval for lease in session.exec(select(PushLeaseRow))] == [5.0]
     beat = PushRegistry(database, settings).heartbeat("m", "m-1", Health.PASSING)
     assert beat.heartbeat_interval == 5.0
     database.close()

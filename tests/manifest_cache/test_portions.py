@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance
-from manifest_cache.ingest.batches import portions
+from manifest_cache.ingest.batches import batches
 from manifest_cache.ingest.plausibility import Trusted, Update
 
 GONE = (InstanceKey("old", "n", "1"),)
@@ -26,14 +26,14 @@ def test_what_is_told_together_is_stored_together() -> None:
         Lost(source="b", reason="away", retry_in=1),
     ]
 
-    assert list(portions(updates)) == [updates]
+    assert list(batches(updates)) == [updates]
 
 
 def test_a_first_sight_is_stored_in_portions() -> None:
     told = Change(source="a", present=instances(351, 7), gone=GONE)
     lost = Lost(source="b", reason="away", retry_in=1)
 
-    divided = list(portions([lost, told, Trusted("a")]))
+    divided = list(batches([lost, told, Trusted("a")]))
 
     changes = [update for portion in divided for update in portion if isinstance(update, Change)]
     assert tuple(instance for change in changes for instance in change.present) == told.present
@@ -49,10 +49,10 @@ def test_a_first_sight_is_stored_in_portions() -> None:
 def test_a_module_that_is_larger_than_a_portion() -> None:
     told = Change(source="a", present=(*instances(1, 2500), *instances(2, 1)[1:]))
 
-    assert [len(change.present) for (change,) in portions([told]) if isinstance(change, Change)] == [2500, 1]
+    assert [len(change.present) for (change,) in batches([told]) if isinstance(change, Change)] == [2500, 1]
 
 
 def test_what_is_complete_is_not_divided() -> None:
     told = Change(source="a", present=instances(300, 10), complete=True)
 
-    assert list(portions([told])) == [[told]]
+    assert list(batches([told])) == [[told]]

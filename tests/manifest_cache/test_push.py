@@ -18,7 +18,7 @@ from manifest_cache.ingest.store import Store
 from manifest_cache.ledger import ledger
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 from manifest_cache.storage.database import Database, StoreUnavailable
-from manifest_cache.storage.models import Instance, utc_now
+from manifest_cache.storage.models import InstanceRow, utc_now
 from manifest_cache.storage.reader import Reader
 
 INSTANCE = ServiceInstance(module="orders", id="orders-1", address="127.0.0.1", port=9000)
@@ -28,7 +28,7 @@ def manifest(version: str = "1.0.0") -> ParsedManifest:
     return parse_manifest(json.dumps({"name": "orders", "version": version}))
 
 
-def row(reader: Reader) -> Instance:
+def row(reader: Reader) -> InstanceRow:
     with reader.snapshot() as snapshot:
         (found,) = snapshot.instances(["orders"])["orders"]
     return found

@@ -10,7 +10,7 @@ from discovery.base import Change, Health
 from manifest_cache.ingest.store import Store
 from manifest_cache.retention.events import Dropped, drop_events
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, utc_now
+from manifest_cache.storage.models import EventRow, utc_now
 from manifest_cache.storage.reader import Reader
 from tests.manifest_cache.test_store import (
     complete,
@@ -72,7 +72,7 @@ def test_nothing_goes_from_the_middle_of_the_log(database: Database, store: Stor
     index = store.apply([present(instance(port=9))]).index
     with database.write() as session:
         # A clock that was ahead when the second event was written.
-        ahead = session.get_one(Event, 2)
+        ahead = session.get_one(EventRow, 2)
         ahead.at = between + timedelta(hours=1)
     assert drop_events(database, between, 1000) == Dropped(1, 0)
     assert indexes(reader) == list(range(2, index + 1))

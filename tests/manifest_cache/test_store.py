@@ -15,7 +15,7 @@ from manifest_cache.ingest.plausibility import Doubted, Trusted
 from manifest_cache.ingest.store import FetchJob, Outcome, Store
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, Instance, Module, Source, Tombstone, utc_now
+from manifest_cache.storage.models import EventRow, InstanceRow, ModuleRow, SourceRow, TombstoneRow, utc_now
 from manifest_cache.storage.reader import Reader
 
 
@@ -51,24 +51,24 @@ def types(reader: Reader, after: int = 0) -> list[str]:
         return [event.type for event in snapshot.events(after=after, limit=1000)]
 
 
-def last(reader: Reader, type_: str) -> Event:
+def last(reader: Reader, type_: str) -> EventRow:
     with reader.snapshot() as snapshot:
         return snapshot.events(types=[type_], newest_first=True, limit=1)[0]
 
 
-def module(reader: Reader, name: str = "financial") -> Module:
+def module(reader: Reader, name: str = "financial") -> ModuleRow:
     with reader.snapshot() as snapshot:
         found = snapshot.module(name)
     assert found is not None
     return found
 
 
-def instances(reader: Reader, name: str = "financial") -> list[Instance]:
+def instances(reader: Reader, name: str = "financial") -> list[InstanceRow]:
     with reader.snapshot() as snapshot:
         return snapshot.instances([name])[name]
 
 
-def only_instance(reader: Reader, name: str = "financial") -> Instance:
+def only_instance(reader: Reader, name: str = "financial") -> InstanceRow:
     (row,) = instances(reader, name)
     return row
 
@@ -104,7 +104,7 @@ def test_a_contact_is_noted_though_the_clock_was_set_back(
 ) -> None:
     store.apply([complete(instance())])
     with database.write() as session:
-        session.get_one(Source, "consul").last_contact = utc_now() + timedelta(hours=1)
+        session.get_one(SourceRow, "consul").last_contact = utc_now() + timedelta(hours=1)
     store.apply([Change(source="consul")])
     with reader.snapshot() as snapshot:
         (source,) = snapshot.sources
@@ -179,7 +179,7 @@ def gone(*instances: ServiceInstance, source: str = "consul") -> Change:
     return Change(source=source, gone=tuple(one.key for one in instances))
 
 
-def tombstones(reader: Reader, name: str = "financial") -> list[Tombstone]:
+def tombstones(reader: Reader, name: str = "financial") -> list[TombstoneRow]:
     with reader.snapshot() as snapshot:
         return list(snapshot.tombstones(name))
 
@@ -191,7 +191,7 @@ def test_an_instance_that_goes_leaves_a_tombstone(store: Store, reader: Reader) 
     last_known = {row.id: row for row in instances(reader)}["financial-1"]
     store.apply([gone(instance())])
     (tombstone,) = tombstones(reader)
-    remembered = set(Tombstone.model_fields) - {"key", "gone_at"}
+    remembered = set(TombstoneRow.model_fields) - {"key", "gone_at"}
     assert {name: getattr(tombstone, name) for name in remembered} == {
         name: getattr(last_known, name) for name in remembered
     }

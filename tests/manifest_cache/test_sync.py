@@ -24,7 +24,7 @@ from manifest_cache.ingest.store import Store
 from manifest_cache.ledger import ledger as ledger_module
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Instance, Module, PushLease
+from manifest_cache.storage.models import InstanceRow, ModuleRow, PushLeaseRow
 from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from tests.consul_server import ConsulServer, RunningConsul, eventually, put_json
@@ -49,11 +49,11 @@ class Sync:
             lambda: Synchronizer(self.settings, configured(self.settings, {}, {"consul": self._consul})).run()
         )
 
-    def module(self, name: str) -> Module | None:
+    def module(self, name: str) -> ModuleRow | None:
         with self.reader.snapshot() as snapshot:
             return snapshot.module(name)
 
-    def instances(self, name: str) -> list[Instance]:
+    def instances(self, name: str) -> list[InstanceRow]:
         with self.reader.snapshot() as snapshot:
             return snapshot.instances([name])[name]
 
@@ -339,7 +339,7 @@ def test_a_machine_that_slept_takes_nobody_for_silent(
 
     def has_time() -> bool:
         with sync.database.read() as session:
-            return session.exec(select(PushLease)).one().expires_at > datetime.now(UTC) + slept
+            return session.exec(select(PushLeaseRow)).one().expires_at > datetime.now(UTC) + slept
 
     with sync.running(), serving(name) as server:
         instance = ServiceInstance(module=name, id="1", address=server.host, port=server.port)

@@ -12,7 +12,7 @@ from sqlmodel import select
 from discovery.registries import configured
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
-from manifest_cache.storage.models import Event, Instance, Source
+from manifest_cache.storage.models import EventRow, InstanceRow, SourceRow
 from manifest_cache.sync import Synchronizer
 from tests.consul_proxy import Asked, ConsulProxy, Meddling
 from tests.consul_server import RunningConsul, eventually
@@ -38,12 +38,12 @@ def test_rights_that_are_taken_away_and_given_back(consul: RunningConsul, tmp_pa
 
     def doubt() -> str | None:
         with database.read() as session:
-            source = session.get(Source, "consul")
+            source = session.get(SourceRow, "consul")
             return source.doubt if source else None
 
     def is_known(module: str) -> bool:
         with database.read() as session:
-            return bool(session.exec(select(Instance).where(Instance.module == module)).all())
+            return bool(session.exec(select(InstanceRow).where(InstanceRow.module == module)).all())
 
     settings = CacheSettings(database_url=f"sqlite:///{tmp_path}/lictor.db")
     with consul.client() as client, ConsulProxy(consul.http_addr) as proxy:
@@ -62,6 +62,6 @@ def test_rights_that_are_taken_away_and_given_back(consul: RunningConsul, tmp_pa
                 client.register(definition(f"{name}-done-{number}"))
                 eventually(lambda: doubt() is None)
         with database.read() as session:
-            removed = session.exec(select(Event).where(Event.type == "instance.removed")).all()
+            removed = session.exec(select(EventRow).where(EventRow.type == "instance.removed")).all()
         assert name not in {event.module for event in removed}
     database.close()

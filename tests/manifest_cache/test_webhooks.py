@@ -24,7 +24,7 @@ from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
 from manifest_cache.leader.lease import Lease
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, Fenced
-from manifest_cache.storage.models import Event, WebhookPosition
+from manifest_cache.storage.models import EventRow, WebhookPositionRow
 from manifest_cache.storage.reader import Reader
 from manifest_cache.sync import Synchronizer
 from manifest_cache.webhooks.service import Webhooks
@@ -73,10 +73,10 @@ class Sender:
 
     def position(self, receiver: str) -> int | None:
         with self.database.read() as session:
-            row = session.get(WebhookPosition, receiver)
+            row = session.get(WebhookPositionRow, receiver)
         return row.position if row else None
 
-    def log(self) -> list[Event]:
+    def log(self) -> list[EventRow]:
         with self.reader.snapshot() as snapshot:
             return list(snapshot.events(limit=10_000))
 
@@ -297,7 +297,7 @@ def test_events_that_are_kept_no_longer_are_told_of(
     oldest = on_each.reader.index()
     on_each.register("c")
     with on_each.database.write() as session:
-        session.execute(delete(Event).where(col(Event.index) < oldest))
+        session.execute(delete(EventRow).where(col(EventRow.index) < oldest))
     with on_each.running():
         receiver.wait_for("c")
     assert [one.event["module"] for one in receiver.taken] == ["a", "c"]

@@ -1,4 +1,4 @@
-"""The event log: lines behind an index in, a page of them or the start of a stream out."""
+"""Serves the event log in pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules, their instances and their manifests: what the cache holds in, JSON out."""
+"""Serves modules, their instances and their manifests."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def list_tombstones(read: Read, name: str, query: TombstonesQuery) -> TombstoneL
     )
 
 
-def known_module(read: Read, name: str) -> models.Module:
+def known_module(read: Read, name: str) -> models.ModuleRow:
     """The module of this name. Raises UnknownModule with names that are like it."""
     module = read.snapshot.module(name)
     if module is None:
@@ -228,6 +228,6 @@ def _no_manifest(read: Read, name: str) -> Problem:
     return NoManifest(f"The module {name} has no manifest yet. {why}")
 
 
-def _texts(read: Read, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()) -> bytes:
+def _texts(read: Read, names: Sequence[str], shape: Shape, rows: Sequence[models.ModuleRow] = ()) -> bytes:
     read.tells_last_seen |= shape.instances
     return read.parts.texts(read.snapshot, names, shape, rows)

@@ -1,4 +1,4 @@
-"""Describes the API: the operations of an application in, its OpenAPI 3.1 document out."""
+"""Makes the OpenAPI 3.1 document from the application's own operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The push registry over HTTP: registrations, heartbeats and farewells in, what is expected next out."""
+"""Takes push registrations, heartbeats and deregistrations."""
 
 from __future__ import annotations
 

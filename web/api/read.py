@@ -47,7 +47,7 @@ class Facts:
     """
 
     index: int
-    sources: Sequence[models.Source]
+    sources: Sequence[models.SourceRow]
     max_stale: float | None
     tells_last_seen: bool
     again: Again | None
@@ -83,9 +83,9 @@ class Read:
         self._max_stale = max_stale
         self._known = known
         self._etag = str(snapshot.index)
-        self._feeding: Sequence[models.Source] = snapshot.sources
+        self._feeding: Sequence[models.SourceRow] = snapshot.sources
 
-    def unless_known(self, *, etag: str | None = None, modules: Sequence[models.Module] = ()) -> None:
+    def unless_known(self, *, etag: str | None = None, modules: Sequence[models.ModuleRow] = ()) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.
 
         `etag` stands in for the index, `modules` are those that the answer tells of: their sources
@@ -103,7 +103,7 @@ class Read:
         if self._known.contains_weak(self._etag):
             raise NotModified
 
-    def _sources_of(self, modules: Sequence[models.Module]) -> Sequence[models.Source]:
+    def _sources_of(self, modules: Sequence[models.ModuleRow]) -> Sequence[models.SourceRow]:
         """The sources that the instances of modules come from; all where one has none left."""
         if not all(module.registries for module in modules):
             return self._feeding
@@ -116,7 +116,7 @@ class Read:
         return feeding
 
     @property
-    def lost(self) -> Sequence[models.Source]:
+    def lost(self) -> Sequence[models.SourceRow]:
         """The sources that feed the answer and are out of reach, or doubted."""
         return [source for source in self._feeding if not source.is_current]
 

@@ -1,4 +1,4 @@
-"""A module's name in; its manifests are fetched now, and how many of them that are out."""
+"""Has a module's manifests fetched again at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `lictor` command: arguments and environment in, tables or JSON and an exit status out.
+"""Defines the command `lictor`.
 
 Exit status: 0 it worked, 1 it failed or the answer is no, 2 wrong use or wrong settings, 130 interrupted.
 """

@@ -1,4 +1,4 @@
-"""`lictor accept`: a registry that is doubted in, an operator's word to believe it out."""
+"""`lictor accept`: believes a registry that is doubted."""
 
 from __future__ import annotations
 

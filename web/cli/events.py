@@ -1,4 +1,4 @@
-"""`lictor events`: the cache's log in, lines for people or the API's JSON out, also as they come."""
+"""`lictor events`: shows the event log, also as it grows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from web.cli.terminal.output import plain, show_json, show_json_line
 
 if TYPE_CHECKING:
     from manifest_cache.storage.commit_signal import CommitWatch
-    from manifest_cache.storage.models import Event
+    from manifest_cache.storage.models import EventRow
     from manifest_cache.storage.reader import Reader, Snapshot
 
 _NEWEST = 20
@@ -37,10 +37,10 @@ class _Wanted:
     module: str | None
     types: Sequence[str]
 
-    def behind(self, snapshot: Snapshot, index: int) -> Sequence[Event]:
+    def behind(self, snapshot: Snapshot, index: int) -> Sequence[EventRow]:
         return snapshot.events(after=index, limit=_PAGE, module=self.module, types=self.types)
 
-    def newest(self, snapshot: Snapshot, count: int) -> list[Event]:
+    def newest(self, snapshot: Snapshot, count: int) -> list[EventRow]:
         found = snapshot.events(limit=count, module=self.module, types=self.types, newest_first=True)
         return list(reversed(found))
 
@@ -126,33 +126,33 @@ def _tell_of_missing(reader: Reader, after: int | None) -> None:
         )
 
 
-def _there(reader: Reader, wanted: _Wanted, after: int | None, limit: int | None) -> Iterator[Event]:
+def _there(reader: Reader, wanted: _Wanted, after: int | None, limit: int | None) -> Iterator[EventRow]:
     """The events that there are; whoever reads them slowly keeps no transaction open."""
     if after is None:
         with reader.snapshot() as snapshot:
             found = wanted.newest(snapshot, limit or _NEWEST)
         return iter(found)
 
-    def behind(index: int) -> Sequence[Event]:
+    def behind(index: int) -> Sequence[EventRow]:
         with reader.snapshot() as snapshot:
             return wanted.behind(snapshot, index)
 
     return islice(_walk(behind, after), limit)
 
 
-def _walk(page_behind: Callable[[int], Sequence[Event]], index: int) -> Iterator[Event]:
+def _walk(page_behind: Callable[[int], Sequence[EventRow]], index: int) -> Iterator[EventRow]:
     while page := page_behind(index):
         yield from page
         index = _index(page[-1])
 
 
-def _index(event: Event) -> int:
+def _index(event: EventRow) -> int:
     return event.index or 0
 
 
 def _coming(
     reader: Reader, watching: Callable[[], closing[CommitWatch]], wanted: _Wanted, after: int | None
-) -> Iterator[Event]:
+) -> Iterator[EventRow]:
     """The events that there are, and then each that comes; ends when nobody reads the output any more.
 
     While the database is away this says so, and waits for it.
@@ -217,7 +217,7 @@ def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: i
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 
 
-def _show_all(found: Iterator[Event], as_json: bool) -> int:
+def _show_all(found: Iterator[EventRow], as_json: bool) -> int:
     """Shows each event as it comes; returns how many there were."""
     show = _show_json_event if as_json else line_writer()
     count = 0
@@ -228,7 +228,7 @@ def _show_all(found: Iterator[Event], as_json: bool) -> int:
     return count
 
 
-def _show_json_event(event: Event) -> None:
+def _show_json_event(event: EventRow) -> None:
     from web.schemas.responses import Event as Shape
 
     show_json_line(Shape.of(event).model_dump(mode="json", exclude_unset=True))

@@ -1,4 +1,4 @@
-"""`lictor forget`: a module without instances in, the cache without the module out."""
+"""`lictor forget`: removes a module without instances from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor migrate`: an older database in, the current schema out."""
+"""`lictor migrate`: brings the database to the current schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor modules` and `lictor show`: what the cache holds in, tables or the API's JSON out."""
+"""`lictor modules` and `lictor show`: show what the cache holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from web.cli.terminal.help_text import epilog
 from web.cli.terminal.output import COLOURS, age, console, moment, plain, show_json, show_table
 
 if TYPE_CHECKING:
-    from manifest_cache.storage.models import Instance, Manifest, Module, Tombstone
+    from manifest_cache.storage.models import InstanceRow, ManifestRow, ModuleRow, TombstoneRow
     from manifest_cache.storage.reader import ModuleFilter, Snapshot
 
 _STATUSES = ("available", "degraded", "unavailable")
@@ -69,9 +69,9 @@ def modules(
         )
 
 
-def _found(snapshot: Snapshot, wanted: ModuleFilter, limit: int | None) -> tuple[list[Module], bool]:
+def _found(snapshot: Snapshot, wanted: ModuleFilter, limit: int | None) -> tuple[list[ModuleRow], bool]:
     """The modules up to the limit, and whether there are more."""
-    found: list[Module] = []
+    found: list[ModuleRow] = []
     for row in _all(snapshot, wanted):
         if len(found) == limit:
             return found, True
@@ -79,14 +79,14 @@ def _found(snapshot: Snapshot, wanted: ModuleFilter, limit: int | None) -> tuple
     return found, False
 
 
-def _all(snapshot: Snapshot, wanted: ModuleFilter) -> Iterator[Module]:
+def _all(snapshot: Snapshot, wanted: ModuleFilter) -> Iterator[ModuleRow]:
     page = snapshot.modules(wanted, limit=_PAGE)
     while page:
         yield from page
         page = snapshot.modules(wanted, limit=_PAGE, after=page[-1].name)
 
 
-def _show_list_json(rows: Sequence[Module], more: bool, index: int) -> None:
+def _show_list_json(rows: Sequence[ModuleRow], more: bool, index: int) -> None:
     from web.api import read as reading
     from web.schemas import responses
 
@@ -95,7 +95,7 @@ def _show_list_json(rows: Sequence[Module], more: bool, index: int) -> None:
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 
 
-def _show_list(rows: Sequence[Module]) -> None:
+def _show_list(rows: Sequence[ModuleRow]) -> None:
     show_table(
         ("MODULE", "STATUS", "VERSION", "INSTANCES", "TAGS", "CHANGED"),
         (
@@ -112,7 +112,7 @@ def _show_list(rows: Sequence[Module]) -> None:
     )
 
 
-def _instances_of(row: Module) -> str:
+def _instances_of(row: ModuleRow) -> str:
     """How many instances pass, and how the others are: `2 of 3 pass, 1 critical`."""
     if not row.total:
         return "none"
@@ -155,7 +155,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _show_module_json(
-    snapshot: Snapshot, row: Module, instances: Sequence[Instance], manifest: Manifest | None
+    snapshot: Snapshot, row: ModuleRow, instances: Sequence[InstanceRow], manifest: ManifestRow | None
 ) -> None:
     from web.schemas import responses
 
@@ -164,7 +164,7 @@ def _show_module_json(
     show_json(shape.model_dump(mode="json", exclude_unset=True))
 
 
-def _show_module(row: Module) -> None:
+def _show_module(row: ModuleRow) -> None:
     from rich.text import Text
 
     heading = Text(plain(row.name), "bold").append("  ").append(row.status, COLOURS[row.status])
@@ -190,7 +190,7 @@ def _show_facts(facts: dict[str, str | None]) -> None:
             click.echo(f"  {name:<12} {plain(value)}")
 
 
-def _show_instances(instances: Sequence[Instance]) -> None:
+def _show_instances(instances: Sequence[InstanceRow]) -> None:
     if not instances:
         return
     click.echo()
@@ -216,7 +216,7 @@ def _show_instances(instances: Sequence[Instance]) -> None:
             click.echo(f"\nNo manifest of {plain(row.id)}: {plain(said)}{again}")
 
 
-def _show_tombstones(tombstones: Sequence[Tombstone]) -> None:
+def _show_tombstones(tombstones: Sequence[TombstoneRow]) -> None:
     if not tombstones:
         return
     click.echo()
@@ -237,12 +237,12 @@ def _show_tombstones(tombstones: Sequence[Tombstone]) -> None:
     )
 
 
-def _address_of(row: Instance | Tombstone) -> str:
+def _address_of(row: InstanceRow | TombstoneRow) -> str:
     host = f"[{row.address}]" if ":" in row.address else row.address
     return f"{row.scheme}://{host}:{row.port}" if row.port else f"{row.scheme}://{host} (no port)"
 
 
-def _show_manifest(manifest: Manifest | None) -> None:
+def _show_manifest(manifest: ManifestRow | None) -> None:
     if manifest is None:
         click.echo("\nThere is no manifest yet.")
         return

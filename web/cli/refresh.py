@@ -1,4 +1,4 @@
-"""`lictor refresh`: a module's name in, its manifests fetched now."""
+"""`lictor refresh`: has a module's manifests fetched now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor register`: a module's description and a command in; the command, registered while it runs, out."""
+"""`lictor register`: keeps a module registered while a command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor serve`: settings in, gunicorn with Lictor's web application out."""
+"""`lictor serve`: runs gunicorn with Lictor's web application."""
 
 from __future__ import annotations
 

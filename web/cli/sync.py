@@ -1,4 +1,4 @@
-"""`lictor sync`: settings in, a running synchronizer out."""
+"""`lictor sync`: runs the synchronizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor validate`: a manifest in, its version and digest or each of its faults out."""
+"""`lictor validate`: checks a manifest and points at each fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages for people: what the cache holds in, HTML that works without JavaScript out."""
+"""Serves the pages for people, in HTML that works without JavaScript."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def module_page(name: str) -> Response:
         return _unless_known(read, lambda: _module_page(read, module), module=module)
 
 
-def _module_page(read: Read, module: models.Module) -> str:
+def _module_page(read: Read, module: models.ModuleRow) -> str:
     snapshot = read.snapshot
     rows = snapshot.instance_page(module.name, limit=_INSTANCES_SHOWN)
     manifest = snapshot.manifest(module.name, module.digest) if module.digest else None
@@ -126,7 +126,7 @@ def problem_page(slug: str) -> str:
     return render_template("problem.html", kind=PROBLEMS[slug])
 
 
-def _unless_known(read: Read, render: Any, *, module: models.Module | None = None) -> Response:
+def _unless_known(read: Read, render: Any, *, module: models.ModuleRow | None = None) -> Response:
     """The page, or 304: its ETag also changes with this program, which made its markup."""
     try:
         read.unless_known(etag=f"{read.snapshot.index}-{_build()}", modules=[module] if module else [])
@@ -174,7 +174,7 @@ def _static(name: str) -> str:
     return url_for("static", filename=name, v=_build())
 
 
-def _typed(manifest: models.Manifest | None) -> Manifest | None:
+def _typed(manifest: models.ManifestRow | None) -> Manifest | None:
     """The manifest with its types, or None where what was stored once is none for this program."""
     try:
         return Manifest.model_validate(json.loads(manifest.content)) if manifest else None
@@ -182,7 +182,7 @@ def _typed(manifest: models.Manifest | None) -> Manifest | None:
         return None
 
 
-def _links(manifest: models.Manifest | None) -> list[Link]:
+def _links(manifest: models.ManifestRow | None) -> list[Link]:
     """Links that lead out of the page to somewhere harmless; a module may say anything."""
     said = _typed(manifest)
     return [link for link in (said.links or ()) if _is_harmless(link.url)] if said else []
@@ -233,10 +233,10 @@ _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 _FROM = {"day": 2, "hour": 1, "minute": 1, "second": 1}
 
 
-def outcome(event: models.Event) -> str:
+def outcome(event: models.EventRow) -> str:
     """What an event changed, in a line: `passing → critical`, or the names of what changed.
 
-    >>> outcome(models.Event(type="x", at=datetime.now(UTC), data={"was": {"a": 1}, "is": {"a": 2}}))
+    >>> outcome(models.EventRow(type="x", at=datetime.now(UTC), data={"was": {"a": 1}, "is": {"a": 2}}))
     '1 → 2'
     """
     was, is_ = (event.data.get(key) or {} for key in ("was", "is"))

@@ -1,4 +1,4 @@
-"""Instances as JSON: rows in, texts out, of which only those are written anew that changed.
+"""Renders instances as JSON, and only those again that changed.
 
 Of a module of many instances mostly one changes. When an instance was last seen is, but for those
 that were pushed, when its source was last heard of: the text keeps the place open.
@@ -49,7 +49,7 @@ class InstanceTexts:
         self._size = 0
 
     def of(
-        self, snapshot: Snapshot, rows: Mapping[str, Sequence[Stored[models.Instance]]]
+        self, snapshot: Snapshot, rows: Mapping[str, Sequence[Stored[models.InstanceRow]]]
     ) -> dict[str, tuple[str, bool]]:
         """By module the texts of its instances, and whether they last until an instance changes."""
         prints = {name: [row.fingerprint() for row in of_module] for name, of_module in rows.items()}
@@ -87,7 +87,7 @@ class InstanceTexts:
                 self._size -= len(lasting.text) + _OVERHEAD
 
 
-def filled_in(text: bytes, sources: Sequence[models.Source]) -> bytes:
+def filled_in(text: bytes, sources: Sequence[models.SourceRow]) -> bytes:
     """The texts with when these sources were last heard of."""
     for source in sources:
         if source.last_contact is not None:
@@ -96,7 +96,7 @@ def filled_in(text: bytes, sources: Sequence[models.Source]) -> bytes:
     return text
 
 
-def _lasting(rows: Mapping[Hashable, models.Instance], contacts: _Contacts) -> dict[Hashable, _Lasting]:
+def _lasting(rows: Mapping[Hashable, models.InstanceRow], contacts: _Contacts) -> dict[Hashable, _Lasting]:
     found: dict[Hashable, _Lasting] = {}
     for print_, row in rows.items():
         contact = contacts.get(row.source)
@@ -107,7 +107,7 @@ def _lasting(rows: Mapping[Hashable, models.Instance], contacts: _Contacts) -> d
     return found
 
 
-def _passing(snapshot: Snapshot, rows: Mapping[Hashable, models.Instance]) -> dict[Hashable, str]:
+def _passing(snapshot: Snapshot, rows: Mapping[Hashable, models.InstanceRow]) -> dict[Hashable, str]:
     beats = last_beats(snapshot, list(rows.values()))
     return {
         print_: Instance.of(row, max(row.last_seen, beats.get(row.key or 0, row.last_seen))).model_dump_json()
@@ -115,7 +115,7 @@ def _passing(snapshot: Snapshot, rows: Mapping[Hashable, models.Instance]) -> di
     }
 
 
-def _open(row: models.Instance, contact: datetime) -> str | None:
+def _open(row: models.InstanceRow, contact: datetime) -> str | None:
     """The text without when the instance was last seen; None where that place is not found."""
     text = Instance.of(row, contact).model_dump_json()
     # The last one of its kind: what modules say of themselves stands before it.

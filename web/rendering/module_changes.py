@@ -1,4 +1,4 @@
-"""Which modules changed since when: snapshots in, how long what was made at one index stays true out.
+"""Finds which modules changed since an index, and how long a rendered text stays valid.
 
 Nothing that a reader can see of a module changes without an event that names it, and nothing of a
 source without one that names no module.

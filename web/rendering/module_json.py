@@ -1,4 +1,4 @@
-"""Modules as JSON: names in, one text for each out, of which only those are made anew that changed.
+"""Renders modules as JSON, and only those again that changed.
 
 A text that was made at one index holds at another one if no event tells of its module in between.
 The one thing that moves without events is when an instance was last seen.
@@ -73,7 +73,7 @@ class ModuleParts:
         self._size = 0
 
     def texts(
-        self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.Module] = ()
+        self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.ModuleRow] = ()
     ) -> bytes:
         """The texts of these modules, separated by commas; `rows` are theirs, where they are at hand."""
         self._changes.follow(snapshot)
@@ -123,7 +123,7 @@ class ModuleParts:
             self._size -= len(part.text) + _OVERHEAD
 
     def _encoded(
-        self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.Module]
+        self, snapshot: Snapshot, names: Sequence[str], shape: Shape, rows: Sequence[models.ModuleRow]
     ) -> Iterator[tuple[str, bytes, bool]]:
         """The name and the text of each module, and whether the text lasts until the module changes."""
         if not names:

@@ -1,4 +1,4 @@
-"""One finished answer: what an application sent in; what any client gets, plain, packed or as 304, out."""
+"""Holds one finished response: plain, compressed and as 304."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags, quote_etag, unquote_etag
 
-from manifest_cache.storage.models import Source, utc_now
+from manifest_cache.storage.models import SourceRow, utc_now
 from manifest_cache.storage.reader import Snapshot
 from web.api.read import INDEX_HEADER, Facts, at_index
 from web.rendering.module_changes import Changes
@@ -84,7 +84,7 @@ class KeptAnswer:
     def needs_refresh(self, now: float) -> bool:
         return now >= self._refresh_at
 
-    def refresh(self, sources: Sequence[Source], now: float) -> None:
+    def refresh(self, sources: Sequence[SourceRow], now: float) -> None:
         """Takes over when its sources were last confirmed."""
         self._refresh_at = now + _CONTACT_FOR
         self._sources = sources

@@ -1,4 +1,4 @@
-"""Answers reads from finished bytes while the index stays: requests in, kept answers or the app's own out.
+"""Answers reads from finished responses while the index stays.
 
 It stands before the application and costs a read one glance at the index. What was committed
 before a request came in is in its answer, whichever process wrote it.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from manifest_cache.storage.database import StoreError
-from manifest_cache.storage.models import Source
+from manifest_cache.storage.models import SourceRow
 from web import backend
 from web.api.read import FACTS
 from web.backend import Backend
@@ -74,9 +74,9 @@ class ReadCache:
         """The newest index. Raises StoreError."""
         return self._backend.index()
 
-    def index_at_once(self) -> int | None:
+    def current_or_none(self) -> int | None:
         """The newest index, None if that cannot be told without a wait."""
-        return self._backend.index_at_once()
+        return self._backend.current_or_none()
 
     def forget(self) -> None:
         """Throws all answers away."""
@@ -295,10 +295,10 @@ class _Contacts:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lock = threading.Lock()
-        self._known: Mapping[str, Source] = {}
+        self._known: Mapping[str, SourceRow] = {}
         self._until = 0.0
 
-    def of(self, names: Sequence[str], now: float) -> list[Source]:
+    def of(self, names: Sequence[str], now: float) -> list[SourceRow]:
         with self._lock:
             if now >= self._until:
                 with self._backend.snapshot() as snapshot:

@@ -1,4 +1,4 @@
-"""Asks an application without a server: an environ in, all that it answers, at once, out."""
+"""Calls a WSGI application without a server and returns its whole response."""
 
 from __future__ import annotations
 

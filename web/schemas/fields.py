@@ -1,4 +1,4 @@
-"""The fields to which an answer can be narrowed, by the shape of its items (`web/schemas/responses.py`)."""
+"""Lists the fields to which a response can be narrowed."""
 
 from __future__ import annotations
 

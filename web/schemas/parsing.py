@@ -1,4 +1,4 @@
-"""Checks what a client sends against pydantic models: query and body in, models or all faults out."""
+"""Checks queries and bodies against pydantic models, and reports every fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked for by a refresh in, sentences for people out."""
+"""Says in sentences what a refresh does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes of what clients send: paths, queries and bodies; what is wrong with one is told by its field."""
+"""Defines the shapes of what clients send."""
 
 from __future__ import annotations
 

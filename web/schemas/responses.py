@@ -52,7 +52,7 @@ class ManifestError(_Answered):
     )
 
     @classmethod
-    def of(cls, row: models.Instance) -> Self | None:
+    def of(cls, row: models.InstanceRow) -> Self | None:
         if row.error_type is None or row.error_at is None:
             return None
         return cls(type=row.error_type, detail=row.error_detail or "", at=row.error_at, retry_at=row.fetch_at)
@@ -80,7 +80,7 @@ class Instance(_Answered):
     last_changed: Moment
 
     @classmethod
-    def of(cls, row: models.Instance, last_seen: datetime | None = None) -> Self:
+    def of(cls, row: models.InstanceRow, last_seen: datetime | None = None) -> Self:
         """The shape of an instance; `last_seen` if it was seen later than its row says."""
         return cls.model_validate(
             {
@@ -113,13 +113,13 @@ class Tombstone(_Answered):
     gone_at: Moment
 
     @classmethod
-    def of(cls, row: models.Tombstone) -> Self:
+    def of(cls, row: models.TombstoneRow) -> Self:
         return cls.model_validate(
             {**_columns(row, cls), "health": str(row.health), "registry": row.registry_name}
         )
 
 
-def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list[Instance]:
+def instance_shapes(snapshot: Snapshot, rows: Sequence[models.InstanceRow]) -> list[Instance]:
     """The shapes of instances, with when their registry last confirmed each of them."""
     contacts = {
         source.name: source.last_contact
@@ -137,7 +137,7 @@ def instance_shapes(snapshot: Snapshot, rows: Sequence[models.Instance]) -> list
 _KEYS_AT_ONCE = 1000
 
 
-def last_beats(snapshot: Snapshot, rows: Sequence[models.Instance]) -> dict[int, datetime]:
+def last_beats(snapshot: Snapshot, rows: Sequence[models.InstanceRow]) -> dict[int, datetime]:
     """When those of these instances that were pushed sent their last heartbeats, by their keys."""
     keys = [row.key for row in rows if confirmed_by(row.source) == "lease" and row.key is not None]
     return {
@@ -189,10 +189,10 @@ class Module(_Answered):
     @classmethod
     def of(
         cls,
-        row: models.Module,
+        row: models.ModuleRow,
         *,
         instances: Sequence[Instance] | None = None,
-        manifest: models.Manifest | Literal["left out"] | None = "left out",
+        manifest: models.ManifestRow | Literal["left out"] | None = "left out",
     ) -> Self:
         """The shape of a module; what is not embedded is not part of the answer at all."""
         embedded: dict[str, Any] = {}
@@ -219,7 +219,7 @@ class ManifestEntry(_Answered):
     current: bool = Field(description="Whether it is the module's manifest now.")
 
     @classmethod
-    def of(cls, row: models.Manifest, module: models.Module) -> Self:
+    def of(cls, row: models.ManifestRow, module: models.ModuleRow) -> Self:
         return cls(
             digest=row.digest,
             version=row.version,
@@ -241,7 +241,7 @@ class Event(_Answered):
     data: dict[str, Any] = Field(description="What was (`was`) and what is (`is`), and where.")
 
     @classmethod
-    def of(cls, row: models.Event) -> Self:
+    def of(cls, row: models.EventRow) -> Self:
         return cls.model_validate({**_columns(row, cls), "registry": row.registry_name})
 
 

@@ -1,4 +1,4 @@
-"""How every process of Lictor logs: settings in, a configuration for `logging.config.dictConfig` out."""
+"""Configures the logs of every process of Lictor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/metrics`: what was counted and what the cache holds in, the text that Prometheus reads out."""
+"""Serves `/metrics` for Prometheus."""
 
 from __future__ import annotations
 

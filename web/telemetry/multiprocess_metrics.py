@@ -1,4 +1,4 @@
-"""Where the processes of one web server keep what they count: nothing in, a folder that they share out.
+"""Finds the folder in which the processes of one web server count together.
 
 Each worker writes its figures into files of its own there, and whichever is asked adds them all up.
 

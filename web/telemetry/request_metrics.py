@@ -1,4 +1,4 @@
-"""Watches every request: one in; an id on its answer and its log lines, and its time in the metrics, out."""
+"""Gives each request an id and measures its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serves what the synchronizer counts: its process's figures in, `/metrics` on a port of its own out."""
+"""Serves the synchronizer's metrics on a port of its own."""
 
 from __future__ import annotations
 

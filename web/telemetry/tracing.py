@@ -1,4 +1,4 @@
-"""Makes a span of each request: WSGI in, WSGI out; not there at all where no traces are wanted."""
+"""Makes a span of each request, where traces are wanted."""
 
 from __future__ import annotations
 

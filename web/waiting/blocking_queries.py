@@ -1,4 +1,4 @@
-"""Those who wait for an answer: requests that were put off in, the same answer to all who asked alike out."""
+"""Holds requests that wait for a change, and gives those that ask alike the same answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event streams of this process: the log in, to each client what it has not got, as fast as it reads.
+"""Sends each event stream what it has not got yet, as fast as its client reads.
 
 A stream that has sent all up to the tail's end is live: what comes is sent to all of its kind at
 once. One that has not is lagging, and goes on from the tail, or from the database where it is

@@ -1,4 +1,4 @@
-"""The newest lines of the event log, encoded once for all streams: lines in, chunks for a stream out."""
+"""Keeps the newest lines of the event log, encoded once for all streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Line:
     frame: bytes
 
     @classmethod
-    def of(cls, row: models.Event) -> Line:
+    def of(cls, row: models.EventRow) -> Line:
         event = Event.of(row)
         # JSON without indentation holds no line break, which would end the frame.
         data = event.model_dump_json(exclude_unset=True)

@@ -1,1 +1,1 @@
-"""Watches Consul: blocking queries in, changes out."""
+"""Watches Consul by blocking queries."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from discovery.base import InstanceKey, ServiceInstance
 from discovery.consul.api import Answer
 from discovery.consul.metrics import ANTI_ENTROPY_REPAIRS
-from discovery.consul.watch.catalog_state import Mirror
+from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.queries import BlockingQuery, Queries, node_path, service_path
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class AntiEntropy:
     def __init__(
         self,
         queries: Queries,
-        mirror: Mirror,
+        mirror: CatalogState,
         watches: Collection[Watched],
         *,
         tell: Callable[[Iterable[ServiceInstance], Iterable[InstanceKey]], Awaitable[None]],
@@ -116,7 +116,7 @@ class AntiEntropy:
         if self._mirror.reading(name) is not before or self._mirror.is_behind(name, answer.index):
             return
         missed = self._mirror.differing(name, answer.data)
-        altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
+        altered, gone = self._mirror.apply_service(name, answer.data, answer.index)
         if missed:
             self._count(len(missed), ", ".join(sorted("/".join(key) for key in missed)))
         await self._tell(altered, gone)

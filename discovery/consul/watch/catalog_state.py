@@ -1,4 +1,4 @@
-"""Puts one datacenter's picture together: Consul's answers in, whatever order they come in, instances out."""
+"""Combines Consul's answers, in whatever order they arrive, into the state of one datacenter."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Known:
 
 
 _WELL: frozenset[Health] = frozenset()
-_GRAVITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
+_SEVERITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
 
 
-class Mirror:
+class CatalogState:
     """What is known of one datacenter, put together from answers that arrive in any order.
 
     An instance's health follows from the watches of unwell checks, and an inherited address from
@@ -57,11 +57,11 @@ class Mirror:
         self._index: dict[Health, int] = {}
         self._addresses: dict[str, str] = {}
         self._addresses_index = 0
-        self._told: dict[InstanceKey, ServiceInstance] = {}
+        self._last_emitted: dict[InstanceKey, ServiceInstance] = {}
         self._written: dict[tuple[str, str], tuple[int, str]] | None = None
         # Instances that were read at a later index than a watch's: their health may turn out
         # other when it catches up, without any check having been named.
-        self._ahead: set[InstanceKey] = set()
+        self._read_ahead: set[InstanceKey] = set()
         # Whatever is told of checks is at least as new as this index, even if Consul's own is lower:
         # that moves with the checks alone.
         self._surveyed_at = 0
@@ -84,7 +84,7 @@ class Mirror:
     def instances(self) -> list[ServiceInstance]:
         return [self._as_known(key) for found in self._known.values() for key in found]
 
-    def catalog_answered(
+    def apply_catalog(
         self, services: Mapping[str, Iterable[str]]
     ) -> tuple[list[str], dict[str, list[InstanceKey]]]:
         """Takes an answer of `catalog/services`.
@@ -111,7 +111,7 @@ class Mirror:
         fewer = 0 < len(nodes) < len(self._modules(services))
         return fewer and not any(map(asking_fault, _addresses(nodes)))
 
-    def node_surveyed(self, data: Mapping[str, Any], index: int) -> None:
+    def apply_node(self, data: Mapping[str, Any], index: int) -> None:
         """Takes an answer of `catalog/node/NODE` at first sight: the checks are taken after all of these."""
         self._surveyed_at = max(self._surveyed_at, index)
         for service in (data.get("Services") or {}).values():
@@ -123,7 +123,7 @@ class Mirror:
                 self._known.setdefault(key.module, {})[key] = known
                 self._on_node.setdefault(key.node.lower(), set()).add(key)
 
-    def all_checks_answered(self, checks: Iterable[Any]) -> list[str]:
+    def apply_all_checks(self, checks: Iterable[Any]) -> list[str]:
         """Takes an answer of `health/state/any`.
 
         Returns the names of modules of which a check is new, was written since the last such
@@ -143,7 +143,7 @@ class Mirror:
         differing = set(before.items()) ^ set(now.items())
         return sorted({name for _, (_, name) in differing if name in self.names})
 
-    def service_answered(
+    def apply_service(
         self, name: str, entries: Iterable[Any], index: int
     ) -> tuple[list[ServiceInstance], list[InstanceKey]]:
         """Takes an answer of `health/service/NAME`; returns the instances that are other, and those gone."""
@@ -153,7 +153,7 @@ class Mirror:
         found = self._known[name] = self._instances_of(name, entries, index)
         for key in found:
             self._on_node.setdefault(key.node.lower(), set()).add(key)
-            self._ahead.add(key)
+            self._read_ahead.add(key)
         gone = [key for key in known if key not in found]
         self._drop(gone)
         return self._altered(found), gone
@@ -169,7 +169,7 @@ class Mirror:
             if not self._is_unwell(known, state)
         }
 
-    def checks_answered(
+    def apply_checks(
         self, state: Health, checks: Iterable[Any], index: int
     ) -> tuple[list[ServiceInstance], list[str]]:
         """Takes an answer of `health/state/STATE`.
@@ -180,15 +180,15 @@ class Mirror:
         """
         before, now = self._checks.get(state, {}), _by_place(checks)
         self._checks[state], self._index[state] = now, max(index, self._surveyed_at)
-        affected = set(self._ahead)
+        affected = set(self._read_ahead)
         for where in before.keys() | now.keys():
             if before.get(where) != now.get(where):
                 affected |= self._at(*where)
-        self._ahead = {key for key in self._ahead if self._is_ahead(key)}
-        better = {key for key in affected if self._seems_better(key)}
+        self._read_ahead = {key for key in self._read_ahead if self._is_read_ahead(key)}
+        better = {key for key in affected if self._looks_recovered(key)}
         return self._altered(affected - better), sorted({key.module for key in better})
 
-    def nodes_answered(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
+    def apply_nodes(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
         """Takes an answer of `catalog/nodes`; returns the instances whose address is another."""
         self._addresses = _addresses(nodes)
         self._addresses_index = index
@@ -197,7 +197,7 @@ class Mirror:
             for found in self._known.values()
             for key, known in found.items()
             if known.inherits
-            and ((told := self._told.get(key)) is None or told.address != self._address(known))
+            and ((told := self._last_emitted.get(key)) is None or told.address != self._address(known))
         )
 
     # What an answer says that is not known, without taking it
@@ -280,7 +280,7 @@ class Mirror:
         on_node = self._on_node.get(node, set())
         return {key for key in on_node if key.id == service_id} if service_id else on_node
 
-    def _is_ahead(self, key: InstanceKey) -> bool:
+    def _is_read_ahead(self, key: InstanceKey) -> bool:
         read_at = self._known[key.module][key].index
         return any(read_at > self._index.get(state, 0) for state in (Health.CRITICAL, Health.WARNING))
 
@@ -291,23 +291,24 @@ class Mirror:
         # Most are as they were read, and need not be kept twice.
         if (health, address) != (instance.health, instance.address):
             instance = replace(instance, health=health, address=address)
-        self._told[key] = instance
+        self._last_emitted[key] = instance
         return instance
 
     def _altered(self, keys: Iterable[InstanceKey]) -> list[ServiceInstance]:
         """Those of the instances that are other than when they were last returned."""
         altered = []
         for key in keys:
-            told = self._told.get(key)
+            told = self._last_emitted.get(key)
             instance = self._as_known(key)
             if instance != told:
                 altered.append(instance)
         return altered
 
-    def _seems_better(self, key: InstanceKey) -> bool:
-        told = self._told.get(key)
+    def _looks_recovered(self, key: InstanceKey) -> bool:
+        told = self._last_emitted.get(key)
         return (
-            told is not None and _GRAVITY[self._health(self._known[key.module][key])] < _GRAVITY[told.health]
+            told is not None
+            and _SEVERITY[self._health(self._known[key.module][key])] < _SEVERITY[told.health]
         )
 
     def _address(self, known: _Known) -> str:
@@ -344,8 +345,8 @@ class Mirror:
 
     def _drop(self, keys: Iterable[InstanceKey]) -> None:
         for key in keys:
-            self._told.pop(key, None)
-            self._ahead.discard(key)
+            self._last_emitted.pop(key, None)
+            self._read_ahead.discard(key)
             node = key.node.lower()
             self._on_node[node].discard(key)
             if not self._on_node[node]:

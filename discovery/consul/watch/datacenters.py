@@ -1,4 +1,4 @@
-"""Which datacenters of Consul are followed: what the setting says in, a watcher for each out."""
+"""Decides which datacenters of Consul are followed, and makes a watcher for each."""
 
 from __future__ import annotations
 

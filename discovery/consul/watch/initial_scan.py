@@ -1,4 +1,4 @@
-"""The first sight of a datacenter, node by node: answers of a query a node in, a picture that is whole out.
+"""Reads a datacenter for the first time, node by node.
 
 Most datacenters have far fewer nodes than services, so this takes far fewer queries than reading
 service by service, and what it does not tell, the checks, two small queries do.
@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping
 
 from discovery.base import Health
 from discovery.consul.api import Answer
-from discovery.consul.watch.catalog_state import Mirror
-from discovery.consul.watch.queries import BlockingQuery, Queries, Stalled, node_path
+from discovery.consul.watch.catalog_state import CatalogState
+from discovery.consul.watch.queries import BlockingQuery, Queries, QueryTimedOut, node_path
 from discovery.errors import RegistryUnavailable
 
 _STATES = (Health.CRITICAL, Health.WARNING)
 
 
-class Survey:
+class InitialScan:
     """Fills a mirror that is empty, over `connections` at once; `watches` go on from where it ends."""
 
     def __init__(
-        self, queries: Queries, mirror: Mirror, watches: Mapping[str, BlockingQuery], connections: int
+        self, queries: Queries, mirror: CatalogState, watches: Mapping[str, BlockingQuery], connections: int
     ) -> None:
         self._queries = queries
         self._mirror = mirror
@@ -37,8 +37,8 @@ class Survey:
         services, nodes = await self._ask("services"), await self._ask("nodes")
         if self._queries.doubt or not self._mirror.is_smaller_by_node(services.data, nodes.data):
             return False
-        self._mirror.catalog_answered(services.data)
-        self._mirror.nodes_answered(nodes.data, nodes.index)
+        self._mirror.apply_catalog(services.data)
+        self._mirror.apply_nodes(nodes.data, nodes.index)
         waiting = iter(sorted(self._mirror.nodes))
         async with asyncio.TaskGroup() as group:
             for number in range(self._connections):
@@ -46,7 +46,7 @@ class Survey:
         # Only now: so they are at least as new as all that was read before.
         states = {state: await self._ask(state) for state in _STATES}
         for state, answer in states.items():
-            self._mirror.checks_answered(state, answer.data, answer.index)
+            self._mirror.apply_checks(state, answer.data, answer.index)
             self._watches[state].start_from(answer.index)
         self._watches["services"].start_from(services.index)
         self._watches["nodes"].start_from(nodes.index)
@@ -60,11 +60,11 @@ class Survey:
             answer = await self._answer(node_path(node))
             if self._queries.doubt:
                 raise RegistryUnavailable(self._queries.doubt)
-            self._mirror.node_surveyed(answer.data or {}, answer.index)
+            self._mirror.apply_node(answer.data or {}, answer.index)
 
     async def _answer(self, path: str) -> Answer:
         try:
             return await self._queries.read(path)
-        except Stalled as exc:
+        except QueryTimedOut as exc:
             # What was taken so far would be old by the time that all is.
             raise RegistryUnavailable(f"Consul does not answer: {exc}") from exc

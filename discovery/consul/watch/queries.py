@@ -1,4 +1,4 @@
-"""Asks Consul on behalf of one watch: paths in, answers out that are fresh enough to be believed.
+"""Sends one watch's queries to Consul and accepts only answers that are fresh enough.
 
 A server that is overloaded or fails is asked again after growing pauses before it counts as lost;
 the answer of one that has fallen behind its leader is replaced by the leader's own.
@@ -45,7 +45,7 @@ class IndexWentBack(Exception):
     """Consul forgot: what is known of it is worth nothing any longer."""
 
 
-class Stalled(Exception):
+class QueryTimedOut(Exception):
     """A query took longer than it may, though nothing broke."""
 
 
@@ -53,7 +53,7 @@ class Queries:
     """What one watch asks, over the `connections` that `client` has for it.
 
     `datacenter` None is the agent's own. A server may be `max_staleness` seconds behind its leader.
-    A query that takes `margin` seconds longer than Consul may hold it raises Stalled. `doubt` says
+    A query that takes `margin` seconds longer than Consul may hold it raises QueryTimedOut. `doubt` says
     why answers are not to be believed where they tell of absence, None if nothing is wrong.
     """
 
@@ -90,11 +90,11 @@ class Queries:
 
     async def read(self, path: str) -> Answer:
         """The leader's word of now."""
-        return self._weighed(path, await self._persistently(path, kind=_kind(path)))
+        return self._note_completeness(path, await self._query_with_retry(path, kind=_kind(path)))
 
     async def contact(self, path: str) -> Answer:
         """As `read`, counted apart: asked to see whether Consul answers."""
-        return self._weighed(path, await self._persistently(path, kind="contact"))
+        return self._note_completeness(path, await self._query_with_retry(path, kind="contact"))
 
     async def block(self, path: str, index: int, wait: float) -> Answer:
         """What any server says once its index passes `index`, or after `wait` seconds.
@@ -103,12 +103,12 @@ class Queries:
         leader says instead.
         """
         kind = _kind(path)
-        answer = await self._persistently(path, kind=kind, index=index, wait=wait, consistency="stale")
+        answer = await self._query_with_retry(path, kind=kind, index=index, wait=wait, consistency="stale")
         if answer.known_leader is False or (answer.last_contact or 0.0) > self._max_staleness:
-            answer = await self._persistently(path, kind=kind)
-        return self._weighed(path, answer)
+            answer = await self._query_with_retry(path, kind=kind)
+        return self._note_completeness(path, answer)
 
-    def _weighed(self, path: str, answer: Answer) -> Answer:
+    def _note_completeness(self, path: str, answer: Answer) -> Answer:
         if answer.known_leader is False:
             self._doubts[path] = "Consul has no leader"
         elif answer.filtered_by_acls:
@@ -117,7 +117,7 @@ class Queries:
             self._doubts.pop(path, None)
         return answer
 
-    async def _persistently(
+    async def _query_with_retry(
         self,
         path: str,
         *,
@@ -169,7 +169,7 @@ class Queries:
         except TimeoutError as exc:
             outcome = "stalled"
             self.stalls += 1
-            raise Stalled(f"no answer to {path} within {limit:g} s") from exc
+            raise QueryTimedOut(f"no answer to {path} within {limit:g} s") from exc
         except DiscoveryError as exc:
             outcome = "failed" if isinstance(exc, RegistryUnavailable) else "refused"
             raise
@@ -195,7 +195,7 @@ class BlockingQuery:
         self.answered = 0
         self._queries = queries
         self._wait = wait
-        self._floor = Floor(spacing)
+        self._floor = QueryPacer(spacing)
         self._waits = False
 
     def start_from(self, index: int) -> None:
@@ -234,7 +234,7 @@ class BlockingQuery:
         return answer
 
 
-class Floor:
+class QueryPacer:
     """The pause between two queries of one watch.
 
     After quiet there is next to none, and a few changes that come at once are each taken as they

@@ -1,4 +1,4 @@
-"""What is to be read next: services and nodes in, the likeliest to have changed first; one at a time out."""
+"""Orders what is to be read next: the services and nodes most likely to have changed come first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Place: TypeAlias = Service | Node
 """Where to look; a node and a service of the same name are two."""
 
 
-class ToRead:
+class ReadQueue:
     """Places that are to be read: each once, those likeliest to have changed first.
 
     What is to be read in passing only is given out slowly, so that it costs little however many
@@ -48,33 +48,33 @@ class ToRead:
         self._filled = asyncio.Event()
         self._calm = asyncio.Event()
 
-    def first(self, places: Iterable[Place]) -> None:
+    def add_urgent(self, places: Iterable[Place]) -> None:
         self._first.update(dict.fromkeys(places))
         self._filled.set()
 
-    def likely(self, places: Iterable[Place]) -> None:
+    def add_guess(self, places: Iterable[Place]) -> None:
         """Has them read at once too, on a guess: see `is_found`."""
         self._likely.update(dict.fromkeys(places))
         self._filled.set()
 
-    def is_found(self) -> None:
+    def drop_guesses(self) -> None:
         """What was guessed at is found, so the rest of the guesses can wait."""
         self._in_passing.update(self._likely)
         self._likely.clear()
         self._calm.set()
 
-    def then(self, places: Iterable[Place]) -> None:
+    def add_next(self, places: Iterable[Place]) -> None:
         self._then.update(dict.fromkeys(places))
         self._filled.set()
 
-    def in_passing(self, places: Iterable[Place]) -> None:
+    def add_background(self, places: Iterable[Place]) -> None:
         self._in_passing.update(dict.fromkeys(places))
         self._filled.set()
 
     def __bool__(self) -> bool:
         return bool(self._first or self._likely or self._then or self._in_passing or self._taken)
 
-    async def calm(self) -> None:
+    async def wait_idle(self) -> None:
         """Returns once all is done but what is read in passing."""
         while self._first or self._likely or self._then or self._taken:
             self._calm.clear()

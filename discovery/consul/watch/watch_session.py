@@ -1,4 +1,4 @@
-"""One uninterrupted watch of a Consul datacenter, from the first answers on: queries in, changes out."""
+"""Runs one uninterrupted watch of a Consul datacenter."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from discovery.consul.api import Answer
 from discovery.consul.metrics import WATCH_RESTARTS
 from discovery.consul.watch.anti_entropy import AntiEntropy, Watched
-from discovery.consul.watch.catalog_state import Mirror
-from discovery.consul.watch.initial_scan import Survey
+from discovery.consul.watch.catalog_state import CatalogState
+from discovery.consul.watch.initial_scan import InitialScan
 from discovery.consul.watch.queries import (
     BlockingQuery,
     IndexWentBack,
     Queries,
-    Stalled,
+    QueryTimedOut,
     node_path,
     service_path,
 )
-from discovery.consul.watch.read_queue import Node, Place, Service, ToRead
+from discovery.consul.watch.read_queue import Node, Place, ReadQueue, Service
 from discovery.errors import RegistryUnavailable
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _MANY = 250
 _RESTARTS = 3
 
 
-class Session:
+class WatchSession:
     """One watch; `run` ends by an exception: the source's, or IndexWentBack."""
 
     def __init__(
@@ -65,16 +65,16 @@ class Session:
         self._queries = queries
         self._queue = queue
         self._source = source
-        self._mirror = Mirror(tag)
-        self._to_read = ToRead()
+        self._mirror = CatalogState(tag)
+        self._to_read = ReadQueue()
         self._moved = asyncio.Event()
         self._searching = False
-        self._unnamed = False
+        self._untraced_change = False
         self._first_pass: set[str] | None = None
-        self._doubtful: set[str] = set()
-        self._lively: dict[Place, None] = {}
+        self._incomplete: set[str] = set()
+        self._recently_changed: dict[Place, None] = {}
         self._services_index = 0
-        self._to_find: int | None = None
+        self._sought_index: int | None = None
         self._found = False
         self._told_all = False
         self._told_at = 0.0
@@ -106,7 +106,7 @@ class Session:
             self._queries,
             self._mirror,
             self._watches.values(),
-            tell=self._tell,
+            tell=self._emit,
             is_settled=lambda: self._is_settled,
             every=self._anti_entropy,
         )
@@ -116,10 +116,10 @@ class Session:
         loops |= {
             "read": self._read_places,
             "search": self._search,
-            "contact": self._keep_contact,
+            "contact": self._probe_when_idle,
             "anti-entropy": comparison.run,
         }
-        await self._survey()
+        await self._scan()
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
                 group.create_task(self._guarded(name, loop), name=f"{name} of {self._source}")
@@ -129,20 +129,20 @@ class Session:
         while True:
             try:
                 return await loop()
-            except Stalled as exc:
+            except QueryTimedOut as exc:
                 WATCH_RESTARTS.labels(name).inc()
                 logger.warning("stuck and restarted source=%s loop=%s: %s", self._source, name, exc)
                 if self._queries.stalls >= _RESTARTS:
                     raise RegistryUnavailable(f"Consul does not answer: {exc}") from exc
 
-    async def _survey(self) -> None:
+    async def _scan(self) -> None:
         """Learns all that there is in few queries, where that is possible; else the first pass does."""
         watches = {name: watched.query for name, watched in self._watches.items()}
-        if await Survey(self._queries, self._mirror, watches, CONNECTIONS).make():
+        if await InitialScan(self._queries, self._mirror, watches, CONNECTIONS).make():
             self._first_pass = self._mirror.unread
             self._services_index = watches["services"].index
-            self._to_read.first(map(Service, self._first_pass))
-            await self._tell(())
+            self._to_read.add_urgent(map(Service, self._first_pass))
+            await self._emit(())
 
     # What is watched
 
@@ -152,66 +152,66 @@ class Session:
                 await watched.take(answer, moved)
                 if not self._queries.is_doubtful(watched.query.path):
                     # What was read in a time of doubt may be another by now, and no index tells.
-                    self._to_read.in_passing(map(Service, self._doubtful))
+                    self._to_read.add_background(map(Service, self._incomplete))
 
     async def _take_state(self, state: Health, answer: Answer, moved: bool) -> None:
-        worse, to_read = self._mirror.checks_answered(state, answer.data, answer.index)
-        self._to_read.first(map(Service, to_read))
-        await self._tell(worse)
+        worse, to_read = self._mirror.apply_checks(state, answer.data, answer.index)
+        self._to_read.add_urgent(map(Service, to_read))
+        await self._emit(worse)
 
     async def _take_nodes(self, answer: Answer, moved: bool) -> None:
         before = self._mirror.nodes
-        altered = self._mirror.nodes_answered(answer.data, answer.index)
+        altered = self._mirror.apply_nodes(answer.data, answer.index)
         if before:
             # Whoever looked through the nodes meanwhile did not know of these.
-            self._to_read.then(map(Node, self._mirror.nodes - before))
-        await self._tell(altered)
+            self._to_read.add_next(map(Node, self._mirror.nodes - before))
+        await self._emit(altered)
 
     async def _take_services(self, answer: Answer, moved: bool) -> None:
-        renamed, gone = self._mirror.catalog_answered(answer.data)
+        renamed, gone = self._mirror.apply_catalog(answer.data)
         if self._first_pass is None:
             self._first_pass = set(self._mirror.names)
         self._first_pass -= gone.keys()
-        self._to_read.first(map(Service, renamed))
+        self._to_read.add_urgent(map(Service, renamed))
         for name in gone:
-            self._doubtful.discard(name)
+            self._incomplete.discard(name)
             self._queries.forget(service_path(name))
         if moved or renamed or gone:
             if not (renamed or gone):
-                self._unnamed = True
+                self._untraced_change = True
                 # Where most changed lately it is looked at once, whatever search is under way.
-                self._to_read.likely(self._liveliest())
+                self._to_read.add_guess(self._most_recently_changed())
             self._move(answer.index)
-        await self._tell((), [key for keys in gone.values() for key in keys])
+        await self._emit((), [key for keys in gone.values() for key in keys])
 
     def _move(self, index: int) -> None:
         """Has searched for what is behind an index of `catalog/services`."""
         # If the index was the next one, what was written at it is most likely all there is.
         follows = index == self._services_index + 1 and not self._moved.is_set()
-        self._to_find, self._found = (index if follows else None), False
+        self._sought_index, self._found = (index if follows else None), False
         self._services_index = index
         self._moved.set()
 
     # What is read
 
     async def _search(self) -> None:
-        """Looks for what else may be behind an index that moved, see `_look_through`."""
+        """Looks for what else may be behind an index that moved, see `_rescan`."""
         while True:
             await self._moved.wait()
-            await self._to_read.calm()
+            await self._to_read.wait_idle()
             # Before anything is awaited: until all was looked through, nothing is settled.
             self._searching = True
             self._moved.clear()
-            unnamed, self._unnamed = self._unnamed, False
+            unnamed, self._untraced_change = self._untraced_change, False
             found = self._found
             try:
                 if found or not unnamed:
                     await asyncio.sleep(_SETTLE)
                 begun = time.monotonic()
-                await self._look_through(unnamed=unnamed, found=found)
-                await self._to_read.calm()
-            except Stalled:
-                self._unnamed |= unnamed
+                await self._rescan(unnamed=unnamed, found=found)
+                await self._to_read.wait_idle()
+            except QueryTimedOut:
+                self._untraced_change |= unnamed
                 self._moved.set()
                 raise
             finally:
@@ -219,7 +219,7 @@ class Session:
             # Of a cluster that churns no more than two thirds of the time go into searching.
             await asyncio.sleep(min((time.monotonic() - begun) / 2, _LONGEST_REST))
 
-    async def _look_through(self, *, unnamed: bool, found: bool) -> None:
+    async def _rescan(self, *, unnamed: bool, found: bool) -> None:
         """Has read again whatever may have changed.
 
         `unnamed` if the names and their tags tell nothing of it, `found` if it has been read already,
@@ -238,31 +238,31 @@ class Session:
             places = [Service(name) for name in self._mirror.names]
         if len(places) > _MANY and not found:
             answer = await self._queries.read("/v1/health/state/any")
-            rewritten = self._mirror.all_checks_answered(answer.data)
-            self._to_read.first(map(Service, rewritten))
+            rewritten = self._mirror.apply_all_checks(answer.data)
+            self._to_read.add_urgent(map(Service, rewritten))
             unnamed = unnamed and not rewritten
         if unnamed and not found:
-            self._to_read.then(places)
+            self._to_read.add_next(places)
         else:
-            self._to_read.in_passing(places)
+            self._to_read.add_background(places)
 
     def _nodes_by_liveliness(self) -> list[str]:
         nodes = self._mirror.nodes
-        lively = (place.name for place in reversed(self._lively) if isinstance(place, Node))
+        lively = (place.name for place in reversed(self._recently_changed) if isinstance(place, Node))
         return list(dict.fromkeys([*(name for name in lively if name in nodes), *nodes]))
 
-    def _liveliest(self) -> list[Place]:
+    def _most_recently_changed(self) -> list[Place]:
         """Where it is likeliest that something changed: what changed last, and where."""
-        names = (place.name for place in reversed(self._lively) if isinstance(place, Service))
+        names = (place.name for place in reversed(self._recently_changed) if isinstance(place, Service))
         services = [name for name in names if name in self._mirror.names][:_LIVELIEST]
         return [*map(Service, services), *map(Node, self._nodes_by_liveliness()[:_LIVELIEST])]
 
-    def _note_lively(self, *places: Place) -> None:
+    def _note_recently_changed(self, *places: Place) -> None:
         for place in places:
-            self._lively.pop(place, None)
-            self._lively[place] = None
-        for place in list(self._lively)[:-_REMEMBERED]:
-            del self._lively[place]
+            self._recently_changed.pop(place, None)
+            self._recently_changed[place] = None
+        for place in list(self._recently_changed)[:-_REMEMBERED]:
+            del self._recently_changed[place]
 
     @property
     def _is_settled(self) -> bool:
@@ -274,8 +274,8 @@ class Session:
             place = await self._to_read.take()
             try:
                 await self._read_place(place)
-            except Stalled:
-                self._to_read.first([place])
+            except QueryTimedOut:
+                self._to_read.add_urgent([place])
                 raise
             finally:
                 self._to_read.done()
@@ -302,32 +302,32 @@ class Session:
         services = (answer.data or {}).get("Services") or {}
         changed = self._mirror.differing_on_node(name, services.values())
         if changed:
-            self._note_lively(Node(name))
-        self._to_read.first(map(Service, changed))
+            self._note_recently_changed(Node(name))
+        self._to_read.add_urgent(map(Service, changed))
 
     async def _take_service(self, name: str, answer: Answer) -> None:
         if self._mirror.is_behind(name, answer.index):
             raise IndexWentBack(service_path(name))
         # A service that is named has instances: where none is seen, a right to see them is missing.
         if self._queries.is_doubtful(service_path(name)) or not answer.data:
-            self._doubtful.add(name)
+            self._incomplete.add(name)
         else:
-            self._doubtful.discard(name)
+            self._incomplete.discard(name)
         before = self._mirror.written_last(name)
-        altered, gone = self._mirror.service_answered(name, answer.data, answer.index)
+        altered, gone = self._mirror.apply_service(name, answer.data, answer.index)
         if self._first_pass is not None:
             self._first_pass.discard(name)
         written, node = self._mirror.written_last(name)
         if gone or (written, node) != before:
-            self._note_lively(*(Node(key.node) for key in gone), Node(node), Service(name))
-        if self._to_find is not None and (gone or written == self._to_find):
+            self._note_recently_changed(*(Node(key.node) for key in gone), Node(node), Service(name))
+        if self._sought_index is not None and (gone or written == self._sought_index):
             self._found = True
-            self._to_read.is_found()
-        await self._tell(altered, gone)
+            self._to_read.drop_guesses()
+        await self._emit(altered, gone)
 
     # What is asked besides
 
-    async def _keep_contact(self) -> None:
+    async def _probe_when_idle(self) -> None:
         """Asks for what the watches ask for while they hear nothing: whether Consul answers, and still so.
 
         A token that gets its rights back moves no index: without this, what it may read again would
@@ -340,8 +340,8 @@ class Session:
                 continue
             for watched in self._watches.values():
                 await self._look_at(watched)
-            self._to_read.in_passing(map(Service, self._doubtful))
-            await self._tell(())
+            self._to_read.add_background(map(Service, self._incomplete))
+            await self._emit(())
 
     async def _look_at(self, watched: Watched) -> None:
         query = watched.query
@@ -359,7 +359,7 @@ class Session:
         """Why what is told is not sure: what an answer that is sure again names has still to be read."""
         return self._queries.doubt or (None if self._is_settled else self._told_doubt)
 
-    async def _tell(self, altered: Iterable[ServiceInstance], gone: Iterable[InstanceKey] = ()) -> None:
+    async def _emit(self, altered: Iterable[ServiceInstance], gone: Iterable[InstanceKey] = ()) -> None:
         present, gone, doubt = tuple(altered), tuple(gone), self._doubt
         if self._told_all:
             # Without news, a sign of life now and then is enough.

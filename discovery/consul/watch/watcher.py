@@ -1,4 +1,4 @@
-"""Watches Consul: a handful of blocking queries in, changes out.
+"""Watches one datacenter of Consul with a handful of blocking queries.
 
 Four queries stay open whatever the number of services: `catalog/services` wakes on every change
 of a registration, `health/state/critical` and `health/state/warning` on every change of health,
@@ -20,7 +20,7 @@ from discovery.base import Change
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.watch.queries import IndexWentBack, Queries
-from discovery.consul.watch.watch_session import CONNECTIONS, Session
+from discovery.consul.watch.watch_session import CONNECTIONS, WatchSession
 from discovery.errors import RegistryUnavailable
 from discovery.timing.backoff import Backoff
 
@@ -99,7 +99,7 @@ class ConsulWatcher:
                 await asyncio.wait({running})
             _raise_first(running.exception())
 
-    def _session(self, client: AsyncConsulClient, queue: asyncio.Queue[Change | None]) -> Session:
+    def _session(self, client: AsyncConsulClient, queue: asyncio.Queue[Change | None]) -> WatchSession:
         queries = Queries(
             client,
             connections=CONNECTIONS,
@@ -107,7 +107,7 @@ class ConsulWatcher:
             max_staleness=self._max_staleness,
             margin=self._margin,
         )
-        return Session(
+        return WatchSession(
             queries,
             queue,
             source=self.source,

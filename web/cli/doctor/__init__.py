@@ -1,4 +1,4 @@
-"""`lictor doctor`: settings in; for each thing that Lictor depends on how it is and what mends it out."""
+"""`lictor doctor`: checks each thing that Lictor depends on and says what to do."""
 
 from __future__ import annotations
 

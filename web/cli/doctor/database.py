@@ -1,4 +1,4 @@
-"""Looks at the database for `lictor doctor`: its URL in; results on schema, space, clock and age out."""
+"""Checks the database for `lictor doctor`: schema, space, clock and age."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from discovery.check_result import CheckResult, clock, fail, ok, warn
 from discovery.text import counted
 from manifest_cache.leader.lease import Lease
 from manifest_cache.storage.database import Database, SchemaMismatch, StoreUnavailable
-from manifest_cache.storage.models import Source
+from manifest_cache.storage.models import SourceRow
 from manifest_cache.storage.reader import Reader
 from web.cli.terminal.output import age
 
@@ -111,7 +111,7 @@ def _leader(database: Database) -> CheckResult:
     return ok("synchronizer", f"{row.holder} leads since {age(row.since)}")
 
 
-def _contact(source: Source) -> CheckResult:
+def _contact(source: SourceRow) -> CheckResult:
     check = f"source {source.name}"
     if not source.connected:
         told = f"out of reach since {age(source.since)}: {source.reason or 'no reason is known'}"

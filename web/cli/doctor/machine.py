@@ -1,4 +1,4 @@
-"""Looks at this machine for `lictor doctor`: settings in, results on push, address and limits out."""
+"""Checks this machine for `lictor doctor`: push, address and limits."""
 
 from __future__ import annotations
 

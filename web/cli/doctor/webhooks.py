@@ -1,4 +1,4 @@
-"""Looks at webhooks for `lictor doctor`: the file of receivers in, results on it and on each of them out."""
+"""Checks the file of webhooks and each receiver for `lictor doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from discovery.check_result import CheckResult, fail, ok, warn
 from discovery.errors import ConfigError
 from discovery.text import counted
 from manifest_cache.storage.database import Database, StoreError
-from manifest_cache.storage.models import Event
+from manifest_cache.storage.models import EventRow
 from manifest_cache.webhooks.config import Receiver, WebhookFile
 from manifest_cache.webhooks.positions import Positions
 from web.cli.terminal.output import age
@@ -64,7 +64,7 @@ def _receivers(positions: Positions, receivers: Sequence[Receiver]) -> Iterator[
             yield warn(check, told, "see the log of `lictor sync` for what it answers, and mend the receiver")
 
 
-def _oldest(positions: Positions, receiver: Receiver, position: int) -> Event | None:
+def _oldest(positions: Positions, receiver: Receiver, position: int) -> EventRow | None:
     """The first event that the receiver is still to get."""
     while events := positions.behind(position, _PAGE).events:
         for event in events:

@@ -1,4 +1,4 @@
-"""Opens the cache for the commands that show it: settings in, a reader of the database out."""
+"""Opens the cache for the commands that show it."""
 
 from __future__ import annotations
 

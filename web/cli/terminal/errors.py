@@ -1,4 +1,4 @@
-"""Expected failures in, messages and exit statuses out: no user sees a traceback for one of these."""
+"""Turns expected failures into messages and exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes an event on a line: a row of the log in; when, what, whom and what changed out."""
+"""Formats an event as one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from web.cli.terminal.output import console, moment, plain
 
 if TYPE_CHECKING:
-    from manifest_cache.storage.models import Event
+    from manifest_cache.storage.models import EventRow
 
 _SHORT_DIGEST = 12
 
@@ -27,13 +27,13 @@ _COLOURS = {
 }
 
 
-def line_writer() -> Callable[[Event], None]:
+def line_writer() -> Callable[[EventRow], None]:
     """Writes a line per event, whose columns need not know what else will come."""
     from rich.text import Text
 
     out = console()
 
-    def show(event: Event) -> None:
+    def show(event: EventRow) -> None:
         text = Text(f"{event.index or 0:>7}  {moment(event.at)}  ")
         text.append(f"{plain(event.type):<24}", _COLOURS.get(event.type, ""))
         who = " ".join(plain(part) for part in (event.module, event.instance) if part)
@@ -47,7 +47,7 @@ def line_writer() -> Callable[[Event], None]:
     return show
 
 
-def _told(event: Event) -> str:
+def _told(event: EventRow) -> str:
     """What the event says besides its type and whom it is about, in a few words."""
     before, after = _state(event, "was"), _state(event, "is")
     if event.type == "instance.added":
@@ -66,7 +66,7 @@ def _told(event: Event) -> str:
     )
 
 
-def _state(event: Event, which: str) -> dict[str, Any]:
+def _state(event: EventRow, which: str) -> dict[str, Any]:
     return event.data.get(which) or {}
 
 

@@ -1,4 +1,4 @@
-"""What stands below each command's help: an example and the exit statuses in, one text out."""
+"""Writes what stands below each command's help: an example and the exit statuses."""
 
 from __future__ import annotations
 

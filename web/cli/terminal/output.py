@@ -1,4 +1,4 @@
-"""Writes what a command found: rows in, a table for people or JSON for programs out."""
+"""Writes results as tables for people or JSON for programs."""
 
 from __future__ import annotations
 

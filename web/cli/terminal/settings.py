@@ -1,4 +1,4 @@
-"""Reads the settings that a command needs: environment in, checked values or every fault at once out."""
+"""Reads the settings that a command needs, and reports every fault at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lictor up`: settings in; a migrated database, a synchronizer, a web server and perhaps a Consul out."""
+"""`lictor up`: runs everything on one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a command that ends with its parent: `tether.py PARENT COMMAND...` in, the command in its place out.
+"""Runs a command that is killed when its parent dies: `exec_with_parent.py PARENT COMMAND...`.
 
 Whoever dies of SIGKILL cannot end its children, so Linux does: it sends them SIGTERM. The wish for it
 survives exec, hence the child itself, which has no other threads yet, can express it. Elsewhere the

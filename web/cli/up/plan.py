@@ -1,4 +1,4 @@
-"""Decides what `lictor up` runs: options and environment in, a checked plan out."""
+"""Decides from options and environment what `lictor up` runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps programs running: commands in; processes that are restarted when they die, and end with this one."""
+"""Keeps programs running: restarts those that die, and ends all when it ends."""
 
 from __future__ import annotations
 
