@@ -7,11 +7,11 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib import import_module
 from typing import NamedTuple, TypeAlias
 
+import aiohttp
+
 from benchmarks.stage import HOST
-from discovery.http.exchange import connect
 
 IN_FLIGHT = 50
 
@@ -52,27 +52,9 @@ def over_streams(port: int) -> Get:
     return get
 
 
-def over_own_client(port: int) -> Get:
-    """Lictor's own client, without what the fetcher does around it."""
-
-    async def get(module: str) -> bytes:
-        connection = await connect(HOST, port, tls=None, host=HOST)
-        try:
-            await connection.request("GET", f"/{module}", [("Host", HOST), ("Connection", "close")])
-            content = bytearray()
-            while piece := await connection.read():
-                content += piece
-            return bytes(content)
-        finally:
-            connection.close()
-
-    return get
-
-
 @asynccontextmanager
 async def over_aiohttp(port: int) -> AsyncIterator[Get]:
-    """aiohttp, as a peer; raises ImportError where it is not installed."""
-    aiohttp = import_module("aiohttp")
+    """aiohttp alone: the client under Lictor's fetcher, without what the fetcher does around it."""
     connector = aiohttp.TCPConnector(force_close=True, limit=IN_FLIGHT)
     async with aiohttp.ClientSession(connector=connector) as session:
 

@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.bare import Get, over_aiohttp, over_own_client, over_streams, timed
+from benchmarks.bare import Get, over_aiohttp, over_streams, timed
 from benchmarks.farm import Farm, digest
 from benchmarks.filled import wait_for_manifests, wait_for_source
 from benchmarks.stage import Consul, Platform, lictor, module_of, processor_seconds, table
 from manifest_cache.storage.database import Database
 
-_STREAMS, _CLIENT, _AIOHTTP = "asyncio streams", "Lictor's client", "aiohttp"
+_STREAMS, _AIOHTTP = "asyncio streams", "aiohttp"
 _LICTOR, _OF_NOTHING = "Lictor", "Lictor, nothing registered"
 
 
@@ -87,14 +87,9 @@ def _register(consul: Consul, farm: Farm, instances: int, *, announced: bool) ->
 
 
 async def _bare(farm: Farm, modules: Sequence[str]) -> dict[str, Start]:
-    ways: dict[str, Get] = {_STREAMS: over_streams(farm.port), _CLIENT: over_own_client(farm.port)}
-    found = {way: Start(*await timed(get, modules), len(modules)) for way, get in ways.items()}
-    try:
-        async with over_aiohttp(farm.port) as get:
-            found[_AIOHTTP] = Start(*await timed(get, modules), len(modules))
-    except ImportError:
-        pass
-    return found
+    async with over_aiohttp(farm.port) as aiohttp_get:
+        ways: dict[str, Get] = {_STREAMS: over_streams(farm.port), _AIOHTTP: aiohttp_get}
+        return {way: Start(*await timed(get, modules), len(modules)) for way, get in ways.items()}
 
 
 def _start(consul: Consul, farm: Farm, instances: int) -> Start:

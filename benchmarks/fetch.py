@@ -24,14 +24,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from benchmarks.bare import IN_FLIGHT, Get, Taken, over_aiohttp, over_own_client, over_streams, timed
+from benchmarks.bare import IN_FLIGHT, Get, Taken, over_aiohttp, over_streams, timed
 from benchmarks.farm import Farm
 from benchmarks.filled import Filled, instance_of
 from benchmarks.stage import table
 from manifest_cache.fetch.fetcher import FetchConfig, Fetched, ManifestFetcher
 
-_STREAMS, _CLIENT, _AIOHTTP = "asyncio streams, alone", "Lictor's client, alone", "aiohttp, alone"
-_PEERS = (_STREAMS, _CLIENT, _AIOHTTP)
+_STREAMS, _AIOHTTP = "asyncio streams, alone", "aiohttp, alone"
+_PEERS = (_STREAMS, _AIOHTTP)
 _FETCHER, _WHOLE = "Lictor's fetcher", "the whole path, stored"
 
 
@@ -51,11 +51,10 @@ async def _measure(farm: Farm, modules: int, runs: int) -> dict[str, list[Taken]
         fetcher = await stack.enter_async_context(
             ManifestFetcher(FetchConfig(concurrency=IN_FLIGHT, per_host=IN_FLIGHT))
         )
-        ways: dict[str, Get] = {_STREAMS: over_streams(farm.port), _CLIENT: over_own_client(farm.port)}
-        try:
-            ways[_AIOHTTP] = await stack.enter_async_context(over_aiohttp(farm.port))
-        except ImportError:
-            print("aiohttp is left out, as it is not installed: .venv/bin/pip install aiohttp")
+        ways: dict[str, Get] = {
+            _STREAMS: over_streams(farm.port),
+            _AIOHTTP: await stack.enter_async_context(over_aiohttp(farm.port)),
+        }
         # The first of each way pays for what is imported and set up.
         for run in range(-1, runs):
             # New names in each run: what was fetched before is known by sight.

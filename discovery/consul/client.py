@@ -1,6 +1,6 @@
 """Sends calls to Consul's HTTP API and raises this package's errors.
 
-Calls are carried by httpx, or by connections of our own where changes are waited for. Nothing here
+Calls are carried by httpx, or by aiohttp where they are awaited. Nothing here
 looks at the environment: what a ConsulConfig says, holds.
 
 Each operation is written once, as a function that returns a Call; ConsulClient and
@@ -9,21 +9,26 @@ AsyncConsulClient offer the same operations, the one returning results, the othe
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import email.utils
 import re
-import socket
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode
 
-import h11
+import aiohttp
 import httpx
+from yarl import URL
 
 from discovery import tracing
 from discovery.consul import api as consul_calls
@@ -38,7 +43,7 @@ from discovery.errors import (
     RegistryUnavailable,
     UnknownInstance,
 )
-from discovery.http.kept_connections import KeptConnections, Request, Server, TookTooLong
+from discovery.http.session import KEEPALIVE, close_session, open_session
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,7 +126,14 @@ class _Border:
         """Turns what the network and those who use it raise into this package's errors."""
         try:
             yield
-        except (httpx.HTTPError, httpx.InvalidURL, h11.ProtocolError, TookTooLong, OSError) as error:
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            aiohttp.ClientError,
+            _NoneFree,
+            OSError,
+            ValueError,
+        ) as error:
             what, kind = self._diagnosis(call, error)
             raise kind(f"{self._name(call)}: {what}") from error
 
@@ -134,7 +146,7 @@ class _Border:
             return f"no connection within {limit:g} s: check CONSUL_HTTP_ADDR", RegistryUnavailable
         if late is not None:
             return f"no answer within {limit + call.hold:g} s", RegistryUnavailable
-        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError | h11.LocalProtocolError):
+        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError) or _cannot_be_sent(error):
             return f"cannot be sent: {error}", RegistryRejected
         return network_fault(error), RegistryUnavailable
 
@@ -246,7 +258,7 @@ class ConsulClient(_Border):
         transport = httpx.HTTPTransport(
             verify=self._tls or False,
             uds=config.unix_socket or None,
-            socket_options=None if config.unix_socket else _KEEPALIVE,
+            socket_options=None if config.unix_socket else list(KEEPALIVE),
             limits=httpx.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
@@ -322,22 +334,14 @@ class AsyncConsulClient(_Border):
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
-        url = _base_url(config)
-        server = Server(
-            host=url.raw_host.decode(),
-            port=config.port,
-            unix_socket=config.unix_socket or None,
-            tls=self._tls,
-            name=config.tls_server_name or url.raw_host.decode(),
-            socket_options=() if config.unix_socket else _KEEPALIVE,
-        )
-        self._connections = KeptConnections(
-            server, max_connections=max_connections, expiry=_IDLE_CONNECTION_LIMIT
-        )
-        self._prefix = url.raw_path.decode().rstrip("/")
-        self._sent_always = [("Host", url.netloc.decode()), *self._headers().items()]
+        self._base_url = str(_base_url(config)).rstrip("/")
+        self._sent_always = self._headers()
         if config.auth is not None:
-            self._sent_always.append(("Authorization", _basic(*config.auth)))
+            self._sent_always["Authorization"] = aiohttp.encode_basic_auth(*config.auth)
+        # Read now: a certificate that cannot be used is a fault of the settings.
+        self._ssl_context = self._tls
+        self._places = _Places(max_connections)
+        self._session: aiohttp.ClientSession | None = None
         self.api = consul_calls.Api(self.send)
 
     async def send(self, call: Call[T]) -> T:
@@ -345,19 +349,33 @@ class AsyncConsulClient(_Border):
         name = self._name(call)
         body = _Body(name, self._max_answer_bytes, _TRANSFER_LIMIT)
         with self._traced(call), self._translated(call):
-            answer = await self._connections.exchange(
-                self._request(call), body.add, limit=self.config.timeout, hold=call.hold
-            )
-        content = body.unpacked(answer.headers.get("content-encoding", "").lower())
-        return self._result(call, Reply(answer.status, answer.headers, content))
+            async with self._places.free(self.config.timeout), self._request(call) as response:
+                async for part in response.content.iter_any():
+                    body.add(part)
+        content = body.unpacked(response.headers.get("content-encoding", "").lower())
+        return self._result(call, Reply(response.status, response.headers, content))
 
-    def _request(self, call: Call[Any]) -> Request:
+    def _request(self, call: Call[Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            # Made here, for it belongs to the loop that runs now.
+            self._session = open_session(
+                tls=self._ssl_context,
+                unix_socket=self.config.unix_socket,
+                max_idle_seconds=_IDLE_CONNECTION_LIMIT,
+                headers=self._sent_always,
+            )
         query = urlencode(self._params(call))
-        target = f"{self._prefix}{call.path}{'?' if query else ''}{query}"
-        headers = [*self._sent_always, *call.headers.items()]
-        if call.content is not None:
-            headers.append(("Content-Length", str(len(call.content))))
-        return Request(call.method, target, headers, call.content or b"")
+        limit = self.config.timeout
+        return self._session.request(
+            call.method,
+            # As it stands: a slash within a name stays quoted.
+            URL(f"{self._base_url}{call.path}{'?' if query else ''}{query}", encoded=True),
+            headers=call.headers,
+            data=call.content,
+            allow_redirects=False,
+            server_hostname=self.config.tls_server_name or None,
+            timeout=aiohttp.ClientTimeout(sock_connect=limit, sock_read=limit + call.hold),
+        )
 
     query = _async(consul_calls.query)
     health_state = _async(consul_calls.health_state)
@@ -377,7 +395,9 @@ class AsyncConsulClient(_Border):
     set_maintenance = _async(consul_calls.set_maintenance)
 
     async def aclose(self) -> None:
-        await self._connections.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await close_session(session)
 
     async def __aenter__(self) -> Self:
         return self
@@ -392,18 +412,6 @@ _PERMISSION_ADVICE = {403: ": check the token (CONSUL_HTTP_TOKEN or CONSUL_HTTP_
 
 _DOTS = re.compile(r"/\.{1,2}(/|$)")
 
-# A connection that died silently (a firewall that forgot it, a machine that lost its power) is
-# noticed within a minute, though a blocking query is silent for longer than that by nature.
-_KEEPALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *(
-        (socket.IPPROTO_TCP, getattr(socket, name), value)
-        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-        # macOS has the first under another name and can do with its default.
-        if hasattr(socket, name)
-    ),
-]
-
 
 def _base_url(config: ConsulConfig) -> httpx.URL:
     host = "localhost" if config.unix_socket else config.host
@@ -414,16 +422,57 @@ def _base_url(config: ConsulConfig) -> httpx.URL:
         raise ConfigError([f"CONSUL_HTTP_ADDR: {config.address!r} is no address: {error}"]) from error
 
 
-def _basic(user: str, password: str) -> str:
-    """RFC 7617."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+def _cannot_be_sent(error: Exception) -> bool:
+    """Whether it is aiohttp's word for a header or an address that has no place in HTTP."""
+    # A certificate that is not trusted is a ValueError to Python, too.
+    return isinstance(error, ValueError) and not isinstance(error, OSError | aiohttp.ClientOSError)
+
+
+class _NoneFree(Exception):
+    """All connections are in use."""
+
+
+class _Places:
+    """As many as there may be connections at once."""
+
+    def __init__(self, number: int) -> None:
+        self._free = asyncio.Semaphore(number)
+
+    @asynccontextmanager
+    async def free(self, limit: float) -> AsyncIterator[None]:
+        """Holds one of them. Raises _NoneFree if none is free within `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit if self._free.locked() else None):
+                await self._free.acquire()
+        except TimeoutError as exc:
+            raise _NoneFree from exc
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+_TRANSPORT_ERRORS = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    aiohttp.ClientError,
+    _NoneFree,
+    OSError,
+    # aiohttp's word for a header or an address that has no place in HTTP.
+    ValueError,
+)
 
 
 def _late(error: Exception) -> str | None:
-    """What took too long, in the words of TookTooLong; None if nothing did."""
-    if isinstance(error, TookTooLong):
-        return error.what
-    kinds = {httpx.PoolTimeout: "free", httpx.ConnectTimeout: "connect", httpx.TimeoutException: "answer"}
+    """What took too long, in one word; None if nothing did."""
+    kinds: dict[type[Exception], str] = {
+        _NoneFree: "free",
+        httpx.PoolTimeout: "free",
+        httpx.ConnectTimeout: "connect",
+        aiohttp.ConnectionTimeoutError: "connect",
+        httpx.TimeoutException: "answer",
+        aiohttp.SocketTimeoutError: "answer",
+    }
     return next((what for kind, what in kinds.items() if isinstance(error, kind)), None)
 
 

@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Iterator
 from typing import cast
 
+import aiohttp
+
 
 def network_fault(error: BaseException) -> str:
     """What a failed connection died of, and the mend where that is clear."""
@@ -25,9 +27,11 @@ def network_fault(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it came from: httpx wraps httpcore, which wraps what tells most."""
+    """An error and all that it came from: the libraries wrap what tells most."""
     while error is not None:
-        yield error
+        # aiohttp's own errors are kinds of ssl's and of OSError without what those tell.
+        if not isinstance(error, aiohttp.ClientError):
+            yield error
         if isinstance(error, BaseExceptionGroup):
             for part in error.exceptions:
                 yield from _causes(part)

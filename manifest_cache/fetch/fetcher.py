@@ -21,13 +21,13 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
+from aiohttp import ClientResponse
+
 from discovery import __version__, tracing
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
 from discovery.http.address_policy import DEFAULT_ALLOW, FetchAllow, Network, Resolve
-from discovery.http.answer import Answer
-from discovery.http.dialer import Dialer, ExchangeFailed, translated_errors
-from discovery.http.exchange import Connection
+from discovery.http.guarded_client import ExchangeFailed, GuardedClient
 from discovery.http.url import HttpURL
 from discovery.text import quoted
 from manifest_cache import metrics
@@ -93,7 +93,7 @@ class ManifestFetcher:
 
     def __init__(self, config: FetchConfig, resolve: Resolve | None = None) -> None:
         self.config = config
-        self._dialer = Dialer(
+        self._client = GuardedClient(
             FetchAllow(config.allow),
             tls=_tls(config),
             connect_timeout=config.connect_timeout,
@@ -110,7 +110,7 @@ class ManifestFetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._dialer.close()
+        await self._client.aclose()
 
     async def fetch(self, instance: ServiceInstance, *, etag: str | None = None) -> Fetched | NotModified:
         """The instance's manifest, or word that it is still the one known under `etag`.
@@ -152,12 +152,7 @@ class ManifestFetcher:
         progress = _Progress()
         try:
             async with asyncio.timeout(self.config.deadline):
-                connection = await self._dialer.connect(url)
-                try:
-                    with translated_errors():
-                        return await self._exchange(connection, url, where, etag, progress)
-                finally:
-                    connection.close()
+                return await self._exchange(url, where, etag, progress)
         except ExchangeFailed as error:
             raise FetchFailed(error.type, error.reason, url=where) from error
         except TimeoutError:
@@ -165,19 +160,19 @@ class ManifestFetcher:
             raise FetchFailed("timeout", reason, url=where) from None
 
     async def _exchange(
-        self, connection: Connection, url: HttpURL, where: str, etag: str | None, progress: _Progress
+        self, url: HttpURL, where: str, etag: str | None, progress: _Progress
     ) -> _Document | NotModified:
-        headers = [("Host", url.authority), *_HEADERS, *tracing.headers()]
+        headers = [*_HEADERS, *tracing.headers()]
         if etag is not None:
             headers.append(("If-None-Match", etag))
-        answer = await connection.request("GET", url.path, headers)
-        if etag is not None and answer.status == HTTPStatus.NOT_MODIFIED:
-            return NotModified(etag)
-        _refuse_all_but_documents(answer, where)
-        body = _Body(where, answer.headers, self.config.max_bytes)
-        while piece := await connection.read():
-            progress.received = body.feed(piece)
-        return _Document(body.complete(), _etag(answer.headers))
+        async with self._client.request("GET", url, headers) as response:
+            if etag is not None and response.status == HTTPStatus.NOT_MODIFIED:
+                return NotModified(etag)
+            _refuse_all_but_documents(response, where)
+            body = _Body(where, response.headers, self.config.max_bytes)
+            async for piece in response.content.iter_any():
+                progress.received = body.feed(piece)
+            return _Document(body.complete(), _etag(response.headers))
 
 
 class _Parser:
@@ -289,7 +284,7 @@ _ADVICE: dict[int, str] = {
 }
 
 
-def _refuse_all_but_documents(answer: Answer, url: str) -> None:
+def _refuse_all_but_documents(answer: ClientResponse, url: str) -> None:
     status = answer.status
     if status == HTTPStatus.OK:
         return

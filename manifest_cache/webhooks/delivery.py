@@ -8,16 +8,16 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
+from aiohttp import ClientError, ClientResponse
+
 from discovery import tracing
 from discovery.http.address_policy import FetchAllow
-from discovery.http.answer import Answer
-from discovery.http.dialer import Dialer, ExchangeFailed, translated_errors
-from discovery.http.exchange import Connection
+from discovery.http.guarded_client import ExchangeFailed, GuardedClient
 from discovery.text import quoted
 from discovery.timing.backoff import Backoff
 from manifest_cache.db_thread import WriterThread
@@ -59,37 +59,33 @@ class WebhookSender:
         self._receiver = receiver
         self._deadline = settings.webhook_deadline
         # With resolving threads of its own: a name server that hangs holds up this receiver alone.
-        self._dialer = Dialer(
+        self._client = GuardedClient(
             FetchAllow(settings.webhook_allow, "LICTOR_WEBHOOK_ALLOW"),
             tls=tls,
             connect_timeout=min(_CONNECT_TIMEOUT, self._deadline),
         )
 
-    def close(self) -> None:
-        self._dialer.close()
+    async def aclose(self) -> None:
+        await self._client.aclose()
 
     async def send(self, id_: str, body: bytes) -> None:
         """Returns once the receiver has taken the message. Raises NotDelivered."""
+        headers = message.headers(self._receiver, id_, int(time.time()), body)
         try:
-            async with asyncio.timeout(self._deadline):
-                connection = await self._dialer.connect(self._receiver.url)
-                with ExitStack() as closing, translated_errors():
-                    closing.callback(connection.close)
-                    answer = await self._exchange(connection, id_, body)
+            async with asyncio.timeout(self._deadline) as within:
+                request = self._client.request(
+                    "POST", self._receiver.url, [*headers, *tracing.headers()], body
+                )
+                async with request as response:
                     # The status is known, and what else comes cannot undo it.
-                    kept = closing.pop_all()
+                    within.reschedule(None)
+                    said = await _said(response)
         except ExchangeFailed as exc:
             raise NotDelivered(exc.type, exc.reason) from exc
         except TimeoutError:
             raise NotDelivered("timeout", f"no answer after {self._deadline:g} seconds") from None
-        with kept:
-            said = await _said(connection)
-        if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise _refusal(answer, self._without_path(said.decode("utf-8", "replace")))
-
-    async def _exchange(self, connection: Connection, id_: str, body: bytes) -> Answer:
-        headers = message.headers(self._receiver, id_, int(time.time()), body)
-        return await connection.request("POST", self._receiver.url.path, [*headers, *tracing.headers()], body)
+        if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise _refusal(response, self._without_path(said.decode("utf-8", "replace")))
 
     def _without_path(self, said: str) -> str:
         """Many servers name the path that they do not know, and some paths are secrets."""
@@ -100,18 +96,19 @@ class WebhookSender:
         return said
 
 
-async def _said(connection: Connection) -> bytes:
+async def _said(response: ClientResponse) -> bytes:
     """The beginning of an answer's body; the status alone decides, so this never fails."""
     said = b""
-    with suppress(TimeoutError, ExchangeFailed):
+    with suppress(TimeoutError, ClientError, OSError):
         async with asyncio.timeout(_SAYING_TIME):
-            with translated_errors():
-                while len(said) < _LONGEST_SAYING and (piece := await connection.read()):
-                    said += piece
+            async for piece in response.content.iter_any():
+                said += piece
+                if len(said) >= _LONGEST_SAYING:
+                    break
     return said
 
 
-def _refusal(answer: Answer, said: str) -> NotDelivered:
+def _refusal(answer: ClientResponse, said: str) -> NotDelivered:
     status = answer.status
     if status == HTTPStatus.GONE:
         return NotDelivered("gone", "answered 410 Gone: it wants nothing more")
@@ -184,7 +181,7 @@ class DeliveryWorker:
                 exc,
             )
         finally:
-            self._post.close()
+            await self._post.aclose()
             with suppress(KeyError):
                 WEBHOOK_LAG.remove(name)
 

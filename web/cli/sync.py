@@ -36,7 +36,7 @@ def sync() -> None:
     """
     from logging.config import dictConfig
 
-    from discovery import tracing
+    from discovery import event_loop, tracing
     from manifest_cache.storage.database import Database
     from manifest_cache.sync import Synchronizer
     from web.telemetry.logging_config import logging_config
@@ -57,7 +57,7 @@ def sync() -> None:
     # each 700 objects takes a fourteenth of a start.
     gc.set_threshold(20_000, 20, 20)
     with serving_metrics(settings), tracing.started("synchronizer"):
-        asyncio.run(_run_until_signal(Synchronizer(settings, registries)))
+        event_loop.run(_run_until_signal(Synchronizer(settings, registries)))
 
 
 async def _run_until_signal(synchronizer: Synchronizer) -> None:

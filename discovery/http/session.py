@@ -1,0 +1,85 @@
+"""Makes the asynchronous HTTP clients: the one place that decides what all of them have in common.
+
+None looks at the environment's proxies or .netrc, keeps cookies, follows redirects or decompresses
+bodies by itself; who uses one bounds what it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+SocketOption = tuple[int, int, int]
+"""Level, name and value, as `socket.setsockopt` takes them."""
+
+# A connection that died silently (a firewall that forgot it, a machine that lost its power) is
+# noticed within a minute, though a blocking query is silent for longer than that by nature.
+KEEPALIVE: Sequence[SocketOption] = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        # macOS has the first under another name and can do with its default.
+        if hasattr(socket, name)
+    ),
+)
+
+
+def open_session(
+    *,
+    tls: ssl.SSLContext | None = None,
+    resolver: AbstractResolver | None = None,
+    unix_socket: str = "",
+    max_idle_seconds: float = 0.0,
+    headers: Mapping[str, str] | None = None,
+) -> aiohttp.ClientSession:
+    """A client for the running event loop.
+
+    `tls` is for https. Names are looked up by `resolver`, or by the system; each connection asks
+    anew. With `unix_socket` all requests go through that socket. Connections that were idle for
+    `max_idle_seconds` are closed; with 0 none is used twice. `headers` are sent with each request.
+    """
+    kept: dict[str, Any] = (
+        {"keepalive_timeout": max_idle_seconds} if max_idle_seconds else {"force_close": True}
+    )
+    connector: aiohttp.BaseConnector
+    if unix_socket:
+        connector = aiohttp.UnixConnector(path=unix_socket, limit=0, **kept)
+    else:
+        connector = aiohttp.TCPConnector(
+            ssl=tls if tls is not None else True,
+            resolver=resolver,
+            use_dns_cache=False,
+            limit=0,
+            socket_factory=_socket,
+            **kept,
+        )
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        timeout=aiohttp.ClientTimeout(),
+    )
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    for option in KEEPALIVE:
+        made.setsockopt(*option)
+    return made
+
+
+async def close_session(session: aiohttp.ClientSession) -> None:
+    """Closes it, and lets the loop see the ends of its connections."""
+    await session.close()
+    await asyncio.sleep(0)
