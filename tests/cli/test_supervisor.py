@@ -17,18 +17,18 @@ import pytest
 
 SUPERVISE = Path(__file__).parent / "supervise.py"
 ROOT = Path(__file__).parents[2]
-SLEEP = [sys.executable, "-c", "import os, time; print('runs', os.getpid(), flush=True); time.sleep(60)"]
+# One write a line: several processes print into one pipe, and CI may run Python unbuffered.
+SLEEP = [sys.executable, "-c", "import os, time; os.write(1, b'runs %d\\n' % os.getpid()); time.sleep(60)"]
 STUBBORN = [
     sys.executable,
     "-c",
     "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    "print('runs', os.getpid(), flush=True); time.sleep(60)",
+    "os.write(1, b'runs %d\\n' % os.getpid()); time.sleep(60)",
 ]
 # A server and its worker, as gunicorn has them: the worker outlives a master that is killed.
 WITH_WORKER = [
     sys.executable,
     "-c",
-    # One write a line: two processes print into one pipe, and CI may run Python unbuffered.
     "import os, time; worker = os.fork(); "
     "os.write(1, b'%s %d\\n' % (b'runs' if worker else b'worker', os.getpid())); "
     "time.sleep(60)",
