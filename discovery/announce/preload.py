@@ -12,7 +12,6 @@ from importlib import import_module
 
 for _name in (
     "encodings.idna",
-    "h11",
     "httpcore",
     "httpcore._backends.anyio",
     "sniffio",

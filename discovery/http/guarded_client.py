@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from discovery.http.address_policy import FetchAllow, Resolve, SystemResolver
-from discovery.http.session import close_session, open_session
+from discovery.http.session import ConnectionBroke, close_session, open_session
 from discovery.http.url import HttpURL
 from discovery.text import quoted
 
@@ -96,7 +96,7 @@ class GuardedClient:
             raise ExchangeFailed("tls", f"no TLS connection: {_said_by(error.os_error)}") from error
         except aiohttp.ClientConnectorError as error:
             raise ExchangeFailed("unreachable", f"no connection: {_said_by(error.os_error)}") from error
-        except (aiohttp.ServerDisconnectedError, OSError) as error:
+        except (ConnectionBroke, OSError) as error:
             reason = f"the connection broke before the answer was complete ({_said_by(error)})"
             raise ExchangeFailed("bad-response", reason) from error
         except (aiohttp.ClientError, ValueError) as error:
@@ -148,6 +148,4 @@ def _said_by(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
         # asyncio words these itself, with the address in Python's own notation.
         return os.strerror(error.errno)
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server disconnected"
     return str(error) or type(error).__name__

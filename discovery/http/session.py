@@ -1,12 +1,13 @@
 """Makes the asynchronous HTTP clients: the one place that decides what all of them have in common.
 
-None looks at the environment's proxies or .netrc, keeps cookies, follows redirects or decompresses
-bodies by itself; who uses one bounds what it takes.
+None looks at the environment's proxies or .netrc, keeps cookies, follows redirects, sends a request
+twice or decompresses bodies by itself; who uses one bounds what it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,11 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+
+
+class ConnectionBroke(aiohttp.ClientConnectionError):
+    """A connection ended before the head of an answer; whether the request was acted on is unknown."""
+
 
 SocketOption = tuple[int, int, int]
 """Level, name and value, as `socket.setsockopt` takes them."""
@@ -62,6 +68,7 @@ def open_session(
         )
     return aiohttp.ClientSession(
         connector=connector,
+        middlewares=(_send_once,),
         headers=headers,
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -69,6 +76,27 @@ def open_session(
         trust_env=False,
         timeout=aiohttp.ClientTimeout(),
     )
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Gives a lost connection another name than those after which aiohttp repeats a GET, PUT or DELETE.
+
+    A PUT that is repeated could create a second session in Consul; who asks decides what to repeat.
+    """
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionBroke(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return "the server disconnected"
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:

@@ -12,8 +12,9 @@ DEFAULT_PORT = {"http": 80, "https": 443}
 
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*\.?\Z")
-# Four numbers that are no IP address are not a name either, whatever a resolver makes of them.
-_LIKE_IPV4 = re.compile(r"\d+(?:\.\d+){3}\Z")
+# Numbers that are no IP address are not a name either, though the C library reads 127.1 as 127.0.0.1:
+# of an address that is written in another way than ours we might judge one and connect to another.
+_LIKE_IPV4 = re.compile(r"[\d.]+\Z")
 
 
 @dataclass(frozen=True, slots=True)

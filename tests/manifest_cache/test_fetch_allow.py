@@ -116,6 +116,21 @@ async def test_nothing_is_sent_where_it_is_not_allowed(address: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "address", ["127.1", "127.0.1", "2130706433", "2852039166", "127.0.0.1.", "0", "1.2.3.4.5"]
+)
+async def test_another_spelling_of_an_address_is_refused(address: str) -> None:
+    """The C library and some clients would read them as addresses that were never judged."""
+    with ManifestServer({"/manifest": manifest(GOOD)}) as server:
+        async with ManifestFetcher(config("10.0.0.0/8")) as fetcher:
+            with pytest.raises(FetchFailed) as caught:
+                await fetcher.fetch(server.instance(address=address))
+        assert server.requests == []
+    assert caught.value.type == "bad-address"
+    assert f'must be an IP address or a host name, not "{address}"' in caught.value.detail
+
+
+@pytest.mark.anyio
 async def test_of_several_addresses_only_the_allowed_are_tried() -> None:
     names = Names("127.0.0.1", "127.0.0.9", "169.254.169.254")
     with (

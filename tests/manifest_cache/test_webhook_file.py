@@ -77,6 +77,7 @@ def test_secrets_in_a_file_beside(tmp_path: Path) -> None:
         pytest.param(entry(url='"ftp://audit.example"'), "url: must begin with https://", id="ftp"),
         pytest.param(entry(url='"https://"'), "url: must name a host", id="no host"),
         pytest.param(entry(url='"https://10.0.0.300/"'), "url: must name a host", id="no address"),
+        pytest.param(entry(url='"https://127.1/"'), "url: must name a host", id="another spelling"),
         pytest.param(entry(url='"https://a.example:99999/"'), "url: must end its host in a port", id="port"),
         pytest.param(entry(url='"https://a.example:0/"'), "url: must have a port from 1", id="port 0"),
         pytest.param(entry(url='"https://me:pw@a.example/"'), "url: must hold no user name", id="user"),
