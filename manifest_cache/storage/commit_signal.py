@@ -207,7 +207,11 @@ class _ListeningWatch:
         self._error = psycopg.Error
         try:
             self._connection = postgres.connect(url)
-            self._connection.execute(f"LISTEN {_CHANNEL}")
+            try:
+                self._connection.execute(f"LISTEN {_CHANNEL}")
+            except psycopg.Error:
+                self._connection.close()
+                raise
         except psycopg.Error as exc:
             raise OSError(str(exc).strip()) from exc
 
