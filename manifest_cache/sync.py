@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from discovery.base import Lost, Watcher
 from discovery.registry import Registry, RegistryLock
+from discovery.registry.watch_loop import watch_with_retry
 from discovery.timing.backoff import Backoff
-from discovery.watch_loop import watch_with_retry
 from manifest_cache.db_thread import WriterThread
 from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.fetch.scheduler import Fetching

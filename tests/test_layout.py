@@ -64,3 +64,10 @@ def test_every_file_begins_by_saying_what_it_is(package: str) -> None:
         if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(), path))
     ]
     assert not silent
+
+
+@pytest.mark.parametrize("package", ["discovery"])
+def test_no_folder_holds_more_than_a_dozen_files(package: str) -> None:
+    folders = {path.parent for path in sources(package)}
+    crowded = [str(folder.relative_to(ROOT)) for folder in folders if len(list(folder.glob("*.py"))) > 12]
+    assert not crowded

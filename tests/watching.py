@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from discovery.base import Change, InstanceKey, Lost, ServiceInstance, Watcher
-from discovery.watch_loop import watch_with_retry
+from discovery.registry.watch_loop import watch_with_retry
 
 
 class Beside:

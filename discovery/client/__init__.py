@@ -29,7 +29,7 @@ from discovery.client.disk_cache import CatalogCopy
 from discovery.client.feed import CatalogFeed
 from discovery.client.snapshot import Instance, Module, View
 from discovery.errors import ConfigError, NoInstance, RegistryUnavailable
-from discovery.lictor_url import DEFAULT_LICTOR_URL
+from discovery.http.lictor_url import DEFAULT_LICTOR_URL
 from discovery.push.registrar import url_faults
 
 __all__ = ["AsyncCatalog", "Catalog", "Changed", "Instance", "Module"]

@@ -452,17 +452,6 @@ class _Places:
             self._free.release()
 
 
-_TRANSPORT_ERRORS = (
-    httpx.HTTPError,
-    httpx.InvalidURL,
-    aiohttp.ClientError,
-    _NoneFree,
-    OSError,
-    # aiohttp's word for a header or an address that has no place in HTTP.
-    ValueError,
-)
-
-
 def _late(error: Exception) -> str | None:
     """What took too long, in one word; None if nothing did."""
     kinds: dict[type[Exception], str] = {

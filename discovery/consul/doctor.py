@@ -8,12 +8,12 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from discovery.check_result import CheckResult, clock, fail, ok, warn
 from discovery.consul.api import Call, Reply
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.lock_permissions import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
+from discovery.registry.check_result import CheckResult, clock, fail, ok, warn
 from discovery.settings import ALL, LOCAL
 from discovery.text import counted
 

@@ -11,9 +11,9 @@ from discovery.registry import Policy, Registry
 
 if TYPE_CHECKING:
     from discovery.announce.road import Road, RoadOptions
-    from discovery.check_result import CheckResult
     from discovery.consul.config import ConsulConfig
     from discovery.consul.lock import ConsulLock
+    from discovery.registry.check_result import CheckResult
     from discovery.settings import DiscoverySettings
 
 # Parts are imported where they are used: whoever needs a name only does not pay for all of Consul.

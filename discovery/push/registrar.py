@@ -28,7 +28,7 @@ from discovery.errors import (
 )
 from discovery.health.checks import Target, TTLCheck
 from discovery.health.probe import Probe
-from discovery.lictor_url import DEFAULT_LICTOR_URL
+from discovery.http.lictor_url import DEFAULT_LICTOR_URL
 from discovery.timing.durations import format_duration
 from discovery.validation import asking_fault
 

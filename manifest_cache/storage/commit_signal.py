@@ -209,7 +209,7 @@ class _ListeningWatch:
             self._connection = postgres.connect(url)
             try:
                 self._connection.execute(f"LISTEN {_CHANNEL}")
-            except psycopg.Error:
+            except BaseException:
                 self._connection.close()
                 raise
         except psycopg.Error as exc:

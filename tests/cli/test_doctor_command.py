@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from discovery import check_result
+from discovery.registry import check_result
 from tests.cli.command import LICTOR, Lictor
 from tests.consul_server import (
     ConsulServer,

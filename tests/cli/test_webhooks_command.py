@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from discovery.check_result import CheckResult
+from discovery.registry.check_result import CheckResult
 from manifest_cache.storage.models import EventRow
 from tests.cli.command import Lictor, Running
 from tests.cli.test_doctor_command import results

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import click
 
-from discovery.check_result import CheckResult, fail, ok
 from discovery.errors import ConfigError
+from discovery.registry.check_result import CheckResult, fail, ok
 from discovery.text import counted
 from web.cli.terminal.help_text import epilog
 from web.cli.terminal.output import COLOURS, console, plain, show_json

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from discovery.check_result import CheckResult, clock, fail, ok, warn
+from discovery.registry.check_result import CheckResult, clock, fail, ok, warn
 from discovery.text import counted
 from manifest_cache.leader.lease import Lease
 from manifest_cache.storage.database import Database, SchemaMismatch, StoreUnavailable

@@ -7,7 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 
-from discovery.check_result import CheckResult, fail, ok, warn
+from discovery.registry.check_result import CheckResult, fail, ok, warn
 from web.settings import UNIX, Settings
 
 _LIMIT = 3.0

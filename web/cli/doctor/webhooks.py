@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from discovery.check_result import CheckResult, fail, ok, warn
 from discovery.errors import ConfigError
+from discovery.registry.check_result import CheckResult, fail, ok, warn
 from discovery.text import counted
 from manifest_cache.storage.database import Database, StoreError
 from manifest_cache.storage.models import EventRow

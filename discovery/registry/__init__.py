@@ -12,7 +12,7 @@ from discovery.base import Lost, Watcher
 
 if TYPE_CHECKING:
     from discovery.announce.road import Road, RoadOptions
-    from discovery.check_result import CheckResult
+    from discovery.registry.check_result import CheckResult
     from discovery.settings import DiscoverySettings
 
 ConfirmedBy = Literal["watch", "lease"]
