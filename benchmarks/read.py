@@ -1,9 +1,9 @@
 """Measures how many reads Lictor answers a second, as ratios to what else could answer them.
 
-The floor is a bare Flask view that returns constant bytes of the same size, under the same gunicorn
-with the same settings. Beside it stand Consul's own endpoints, and the crawl that an application
-would do without Lictor: the catalog, the health of each service, the manifest of each module. Every
-row is measured in turns, several times, by wrk; medians count.
+The floor is a bare Flask view that returns constant bytes of the same size, under gunicorn's worker
+with threads, as many workers and threads. Beside it stand Consul's own endpoints, and the crawl that
+an application would do without Lictor: the catalog, the health of each service, the manifest of each
+module. Every row is measured in turns, several times, by wrk; medians count.
 
     .venv/bin/python benchmarks/read.py [--database postgresql] [--runs 5] [--seconds 5] [--modules 1000]
 
@@ -45,6 +45,8 @@ HOST = "127.0.0.1"
 API = "/api/v1"
 CONNECTIONS = 32
 PATIENCE = 60.0
+LICTOR = ("-c", "python:web.gunicorn_config")
+FLOOR = ("-k", "gthread", "-w", "2", "--threads", "8", "--keep-alive", "75", "constant_app:app")
 
 
 class Speed(NamedTuple):
@@ -144,7 +146,7 @@ def manifest(name: str) -> bytes:
 
 @contextmanager
 def gunicorn(folder: str, database_url: str, *arguments: str) -> Iterator[str]:
-    """gunicorn with Lictor's settings, two workers; yields its address."""
+    """gunicorn with two workers; yields its address. Without arguments it serves Lictor."""
     with socket.create_server((HOST, 0)) as taken:
         bind = f"{HOST}:{taken.getsockname()[1]}"
     environment = {
@@ -156,7 +158,7 @@ def gunicorn(folder: str, database_url: str, *arguments: str) -> Iterator[str]:
     }
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", "python:web.gunicorn_config", *arguments],
+            [sys.executable, "-m", "gunicorn", "--bind", bind, *(arguments or LICTOR)],
             env=environment, stdout=log, stderr=log, cwd=folder,
         )  # fmt: skip
         try:
@@ -312,7 +314,7 @@ def main() -> None:
         modules = Modules(url, arguments.modules)
         stack.callback(modules.database.close)
         lictor = stack.enter_context(gunicorn(folder, url))
-        floor = stack.enter_context(gunicorn(folder, url, "constant_app:app"))
+        floor = stack.enter_context(gunicorn(folder, url, *FLOOR))
         rows = list(rows_beside_the_floor(lictor, floor))
         heading(f"Nothing changes, {arguments.database}", "floor")
         measure(rows, arguments.runs, arguments.seconds)

@@ -66,7 +66,7 @@ def test_every_file_begins_by_saying_what_it_is(package: str) -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("package", ["discovery"])
+@pytest.mark.parametrize("package", ["discovery", "manifest_cache", "web"])
 def test_no_folder_holds_more_than_a_dozen_files(package: str) -> None:
     folders = {path.parent for path in sources(package)}
     crowded = [str(folder.relative_to(ROOT)) for folder in folders if len(list(folder.glob("*.py"))) > 12]

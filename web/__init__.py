@@ -23,7 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imported here, so that the command answers without Flask where it needs none.
     from flask import Flask
 
-    from web import api, backend, pages, problems, waiting
+    from web import api, backend, pages, problems
     from web.api import health, openapi
     from web.response_cache import read_cache
     from web.settings import Settings
@@ -45,5 +45,4 @@ def create_app(settings: Settings | None = None) -> Flask:
     read_cache.install(app)
     request_metrics.install(app)
     tracing.install(app)
-    waiting.install(app)
     return app

@@ -135,6 +135,9 @@ class Backend:
             raise
 
     def _own_database(self) -> Database:
+        database = self._database
+        if database is not None and self._owner == os.getpid():
+            return database
         with self._lock:
             if self._database is not None and self._owner != os.getpid():
                 # Kept, for if it were collected it would end the parent's connections.

@@ -1,9 +1,6 @@
 """Gives gunicorn its settings, under gunicorn's names.
 
-`gunicorn -c python:web.gunicorn_config` serves Lictor. Threads keep connections alive and wait for
-the database at the same time; requests that wait for a change (`web.worker`), and clients that are
-slow to ask (`web.patient_worker`), need none, nor do reads that were asked before, byte for byte
-(`web.quick_worker`). Each worker has a queue of its own (`web.queues`).
+`gunicorn -c python:web.gunicorn_config` serves Lictor, as an ASGI application on uvicorn's worker.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from typing import Any, NoReturn
 
 from discovery import tracing
 from discovery.errors import ConfigError
-from web import queues
+from web.server import ending
 from web.settings import UNIX, Settings
 from web.telemetry import multiprocess_metrics
 from web.telemetry.logging_config import logging_config
@@ -50,25 +47,13 @@ def on_starting(server: Any) -> None:
     """
     _check_address()
     _raise_file_limit()
-    if _settings.host_port is not None:
-        queues.open_queues(server)
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals)
 
 
-def pre_fork(server: Any, worker: Any) -> None:
-    queues.choose(server, worker)
-
-
-def post_fork(server: Any, worker: Any) -> None:
-    queues.take(worker)
-
-
-def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None:
-    queues.keep_all_served(server, new_value)
-
-
 def post_worker_init(worker: Any) -> None:
-    _release_signals()
+    for number in ending.SIGNALS:
+        # uvicorn sends itself once more the signal on which it ended, and must not end of that.
+        signal.signal(number, lambda *_: None)
     # Not earlier: the thread that sends spans would stay behind at the fork.
     worker.end_tracing = tracing.start("web server")
     # What is there now stays: looking through all of it takes a full collection of garbage some 70 ms,
@@ -84,16 +69,13 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-
-
 def _hold_signals() -> None:
     """A worker that is told to end before it has its own handlers would not: it is told when it has."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending.SIGNALS)
 
 
 def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ending.SIGNALS)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -109,7 +91,8 @@ def child_exit(server: Any, worker: Any) -> None:
 def when_ready(server: Any) -> None:
     # So that what the workers keep for good holds no garbage.
     gc.collect()
-    logger.info("serving on %s: %d processes of %d threads", _settings.url, workers, threads)
+    url = _settings.url.replace("http:", "https:") if server.cfg.is_ssl else _settings.url
+    logger.info("serving on %s: %d processes of %d threads", url, workers, _settings.threads)
     if "push" in _settings.registries and not _settings.is_loopback and _settings.push_token_file is None:
         logger.warning(
             "pushes are refused: %s is not loopback, and LICTOR_PUSH_TOKEN_FILE is not set", _settings.bind
@@ -160,7 +143,7 @@ def _refuse(exc: OSError) -> NoReturn:
 _settings = _load()
 multiprocess_metrics.share()
 
-wsgi_app = "web.wsgi:app"
+wsgi_app = "web.asgi:app"
 proc_name = "lictor"
 # Wrong settings and faulty imports end the start once, not once per worker.
 preload_app = True
@@ -168,11 +151,8 @@ preload_app = True
 bind = _settings.bind
 backlog = 2048
 
-worker_class = "web.worker.WaitingWorker"
+worker_class = "web.server.worker.Worker"
 workers = _settings.workers
-threads = _settings.threads
-# Those who wait come back all at once when they are answered.
-worker_connections = _settings.max_watchers + 1000
 # In memory where there is such a place: on a slow disk a heartbeat file can hold a worker up.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
@@ -180,10 +160,6 @@ timeout = 60
 graceful_timeout = 10
 # Longer than proxies keep theirs, so that it is not this side that ends a connection in use.
 keepalive = 75
-
-limit_request_line = 8190
-limit_request_fields = 100
-limit_request_field_size = 8190
 
 control_socket_disable = True
 accesslog = None

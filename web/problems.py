@@ -13,6 +13,7 @@ Problem                             type                        status
 ├── UnknownPath                     unknown-path                404
 ├── WrongMethod                     wrong-method                405
 ├── NotAcceptable                   not-acceptable              406
+├── RequestTimeout                  request-timeout             408
 ├── EventsGone                      events-gone                 410
 ├── BodyTooLarge                    body-too-large              413
 ├── PathTooLong                     path-too-long               414
@@ -20,6 +21,7 @@ Problem                             type                        status
 ├── InvalidBody                     invalid-body                422
 ├── HeadersTooLarge                 headers-too-large           431
 ├── InternalError                   internal-error              500
+├── CannotWait                      cannot-wait                 501
 ├── DatabaseUnavailable             database-unavailable        503
 ├── TooManyWatchers                 too-many-watchers           503
 ├── WrongSchema                     wrong-schema                503
@@ -199,6 +201,13 @@ class NotAcceptable(Problem):
     advice = "Ask for `application/json`, or leave `Accept` away."
 
 
+class RequestTimeout(Problem):
+    slug, status = "request-timeout", 408
+    title = "The request did not come in time"
+    meaning = "The body of the request was not there 10 seconds after its headers."
+    advice = "Send the body at once, or look for what holds it up between the client and Lictor."
+
+
 class EventsGone(Problem):
     slug, status = "events-gone", 410
     title = "Events behind this index are not kept any longer"
@@ -255,6 +264,13 @@ class InternalError(Problem):
     title = "Lictor failed"
     meaning = "A fault of Lictor itself; its log tells more."
     advice = "Report it with what the log says."
+
+
+class CannotWait(Problem):
+    slug, status = "cannot-wait", 501
+    title = "This server holds no requests"
+    meaning = "The request is to wait for a change, and the server that runs the application cannot hold it."
+    advice = "Run Lictor by `lictor serve`, or ask without `index` and `wait` and not for an event stream."
 
 
 class DatabaseUnavailable(Problem):

@@ -29,14 +29,14 @@ def free_port() -> int:
 class Gunicorn:
     """A running gunicorn, and what it logged."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
         settings = {"log_format": "text", **settings}
         environment |= {f"LICTOR_{name.upper()}": value for name, value in settings.items()}
         self._log = folder / "gunicorn.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "python:web.gunicorn_config"],
+                [sys.executable, "-m", "gunicorn", "-c", "python:web.gunicorn_config", *arguments],
                 cwd=folder,
                 env=environment | {"HOME": "/nonexistent", "PYTHONPATH": str(ROOT)},
                 stdout=log,
@@ -65,9 +65,9 @@ class Gunicorn:
 
 @contextmanager
 def running(
-    folder: Path, client: httpx.Client, *, unix: Path | None = None, **settings: str
+    folder: Path, client: httpx.Client, *arguments: str, unix: Path | None = None, **settings: str
 ) -> Iterator[Gunicorn]:
-    server = Gunicorn(folder, **settings)
+    server = Gunicorn(folder, *arguments, **settings)
     try:
         deadline = time.monotonic() + 30
         # httpx leaves a socket open when there is no other end.

@@ -37,15 +37,22 @@ class Frame:
 
 @dataclass
 class Connection:
-    """One connection to a server at HOST:PORT."""
+    """One connection to a server at HOST:PORT, with `room` bytes for what is not read, if it is given."""
 
     bind: str
+    room: int | None = None
     sock: socket.socket = field(init=False)
     _unread: bytes = b""
+    # What has come of a body in chunks and is not taken out of them yet; None where no such body comes.
+    _chunked: bytes | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         host, _, port = self.bind.partition(":")
-        self.sock = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        self.sock = socket.socket()
+        self.sock.settimeout(PATIENCE)
+        if self.room is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.room)
+        self.sock.connect((host, int(port)))
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +76,9 @@ class Connection:
         assert head, "the connection was closed before an answer"
         line, *lines = head.decode("latin-1").split("\r\n")[:-2]
         headers = {name.lower(): value for name, _, value in (text.partition(": ") for text in lines)}
+        if headers.get("transfer-encoding") == "chunked":
+            self._chunked, self._unread = self._unread, b""
+            self._take_chunks()
         return Answer(int(line.split()[1]), headers, b"")
 
     def answer(self, *, is_head: bool = False) -> Answer:
@@ -117,8 +127,21 @@ class Connection:
 
     def _receive(self) -> bool:
         data = self.sock.recv(1 << 16)
-        self._unread += data
+        if self._chunked is None:
+            self._unread += data
+        else:
+            self._chunked += data
+            self._take_chunks()
         return bool(data)
+
+    def _take_chunks(self) -> None:
+        while self._chunked and b"\r\n" in self._chunked:
+            size, _, rest = self._chunked.partition(b"\r\n")
+            length = int(size, 16)
+            if len(rest) < length + 2:
+                return
+            self._unread += rest[:length]
+            self._chunked = rest[length + 2 :]
 
     def _receive_now(self) -> bool:
         try:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
-from gunicorn.config import Config  # type: ignore[import-untyped]
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from tests.web.filling import Cache
 from tests.web.gunicorn_server import Gunicorn, answers, free_port, running
-from web.worker import WaitingWorker
 
 REGISTER = "/api/v1/modules/register"
 
@@ -147,22 +142,6 @@ def test_where_no_unix_socket_can_be(database_url: str, tmp_path: Path, path: st
     assert server.process.wait(60) == 1
     assert f"LICTOR_BIND: cannot listen on unix:{tmp_path / path}: {why}" in server.log
     assert "Traceback" not in server.log
-
-
-def test_a_thread_that_ends_after_its_worker_writes_into_no_file(tmp_path: Path) -> None:
-    """gunicorn closes the pipe by which its threads wake the loop, and they write to its number."""
-    configuration = Config()
-    worker = WaitingWorker(0, os.getpid(), [], None, 60, configuration, Logger(configuration))
-    worker.method_queue.init()
-    with ExitStack() as files:
-        files.callback(worker.tmp.close)
-        worker.method_queue.close()
-        # Among these would be the database, which whoever is answered at the end may open.
-        paths = [tmp_path / str(number) for number in range(20)]
-        for path in paths:
-            files.enter_context(path.open("wb"))
-        worker.method_queue.defer(print)
-    assert {path.read_bytes() for path in paths} == {b""}
 
 
 def test_a_reload_keeps_it_serving(

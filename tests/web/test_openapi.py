@@ -118,6 +118,7 @@ def test_answers_to_writes_are_as_it_says(client: FlaskClient, document: Any) ->
         "401",
         "403",
         "406",
+        "408",
         "413",
         "414",
         "415",

@@ -153,31 +153,28 @@ def test_after_the_wait_the_answer_is_what_is_there(site: Site) -> None:
             client.ask(f"{API}/modules?index={index}&wait=200ms")
             answer = client.answer()
             assert (answer.status, answer.index) == (200, index)
-            assert answer.headers["connection"] == "keep-alive"
+            assert "connection" not in answer.headers
 
 
 def test_clients_of_all_kinds(site: Site) -> None:
     cache, bind, http = site
     target = f"{API}/modules?index={cache.index()}&wait=1m"
     with ExitStack() as stack:
-        old, old_kept, closing, head, pipelining, with_body = connections(stack, bind, 6)
+        old, closing, head, pipelining, with_body = connections(stack, bind, 5)
         old.ask(target, version="1.0")
-        old_kept.ask(target, version="1.0", Connection="keep-alive")
         closing.ask(target, Connection="close")
         head.ask(target, method="HEAD")
         pipelining.ask(target)
         pipelining.ask(f"{API}/modules/financial")
         with_body.ask(target, Content_Length="5")
         with_body.sock.sendall(b"hello")
-        await_watchers(http, "blocking", 6)
+        await_watchers(http, "blocking", 5)
         index = cache.announce(instance("clients"))
-        for client in (old, closing, with_body):
+        for client in (old, closing):
             answer = client.answer()
             assert (answer.status, answer.index, answer.headers["connection"]) == (200, index, "close")
             assert client.is_closed()
-        assert old_kept.answer().headers["connection"] == "keep-alive"
-        old_kept.ask(f"{API}/modules", version="1.0")
-        assert old_kept.answer().status == 200
+        assert with_body.answer().index == index
         answer = head.answer(is_head=True)
         assert (answer.status, answer.index) == (200, index)
         assert int(answer.headers["content-length"]) > 100
@@ -279,15 +276,14 @@ def test_who_does_not_read_is_dropped_and_may_resume(site: Site) -> None:
         await_watchers(http, "stream", 2)
         got = begin
         meta = {f"k{number}": "x" * 500 for number in range(60)}
-        number = 0
-        while watchers(http, "stream") == 2:
-            number += 1
-            assert number < 400
+        # More than the kernel keeps for a client that does not read.
+        for number in range(300):
             cache.announce(instance("large", number, meta=meta))
             frame = slow.frame()
             assert frame is not None
             got = frame.id
-        assert 'lictor_streams_dropped_total{reason="unread"} 1.0' in http.get("/metrics").text
+        await_watchers(http, "stream", 1)
+        assert 'lictor_streams_dropped_total{reason="stalled"} 1.0' in http.get("/metrics").text
         # Whoever reads, however late, gets all.
         while got < cache.index():
             frame = slow.frame()

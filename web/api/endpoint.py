@@ -12,13 +12,14 @@ from pydantic import BaseModel
 
 from manifest_cache.storage.reader import Snapshot
 from web import problems as errors
-from web.api.read import FACTS, INDEX_HEADER, NOTHING, Again, Made, NotModified, Read
+from web.api.read import INDEX_HEADER, NOTHING, Again, Made, NotModified, Read
 from web.backend import backend
-from web.problems import NotAcceptable, Problem
+from web.problems import CannotWait, NotAcceptable, Problem
 from web.rendering.module_json import ModuleParts
+from web.request_context import context_of
 from web.schemas import parsing
 from web.schemas.parsing import JSON
-from web.schemas.requests import NoParameters, ReadQuery
+from web.schemas.requests import NoParameters, ReadQuery, WaitQuery
 
 View: TypeAlias = Callable[..., Any]
 
@@ -90,6 +91,8 @@ class ReadEndpoint(Endpoint):
         with backend().snapshot() as snapshot:
             read = Read(snapshot, parts, request.if_none_match, max_stale)
             try:
+                if isinstance(query, WaitQuery) and not context_of(request.environ).can_wait:
+                    _refuse_to_wait(query, snapshot.index)
                 answer = self._function(read=read, **arguments)
                 response = self._respond(answer, getattr(query, "fields", ()))
             except NotModified:
@@ -97,7 +100,7 @@ class ReadEndpoint(Endpoint):
                 del response.headers["Content-Type"]
             except Problem as problem:
                 raise read.explain(problem) from None
-            request.environ[FACTS] = read.facts(self._again(arguments, query, max_stale, parts))
+            context_of(request.environ).facts = read.facts(self._again(arguments, query, max_stale, parts))
             return read.finish(response)
 
     def _again(
@@ -216,8 +219,8 @@ _OF_EVERY_REQUEST = (
     errors.InternalError,
 )
 _OF_THE_DATABASE = (errors.DatabaseUnavailable, errors.WrongSchema)
-_OF_WAITING = (errors.TooManyWatchers,)
-_OF_A_BODY = (errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
+_OF_WAITING = (errors.TooManyWatchers, CannotWait)
+_OF_A_BODY = (errors.RequestTimeout, errors.BodyTooLarge, errors.WrongContentType, errors.InvalidBody)
 _OF_THE_GUARD = (errors.TokenRequired, errors.PushDisabled, errors.ForeignCaller)
 
 
@@ -232,6 +235,12 @@ def _only(answer: BaseModel, fields: Collection[str]) -> Any:
     if not fields:
         return None
     return {**dict.fromkeys(type(answer).model_fields, True), "items": {"__all__": set(fields)}}
+
+
+def _refuse_to_wait(query: WaitQuery, index: int) -> None:
+    """Raises CannotWait where the answer would have to be held: a server that can holds it by itself."""
+    if query.index is not None and query.wait != 0 and index <= query.index:
+        raise CannotWait(f"The index has not passed {query.index} yet. {CannotWait.advice}")
 
 
 def _check_accept(media: Sequence[str]) -> None:

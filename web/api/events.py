@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response, request
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from web.api.endpoint import read
 from web.api.read import Read, cursor_behind, page, place_behind
-from web.problems import BadParameter, EventsGone, shortened
+from web.problems import BadParameter, CannotWait, EventsGone, shortened
+from web.request_context import StreamStart, context_of
 from web.schemas.parsing import JSON
 from web.schemas.requests import EventsQuery
 from web.schemas.responses import Event, EventList
 from web.schemas.types import LARGEST_INDEX, rfc3339
 from web.waiting.event_tail import EventFilter
-from web.waiting.middleware import EVENT_STREAM, STREAM, StreamStart
+
+EVENT_STREAM = "text/event-stream"
 
 bp = Blueprint("events", __name__)
 
@@ -35,18 +39,26 @@ bp = Blueprint("events", __name__)
     problems=(EventsGone,),
 )
 def list_events(read: Read, query: EventsQuery) -> EventList | Response:
-    if STREAM in request.environ:
+    if prefers_stream(request.headers.get("Accept", "")):
         return _stream(read, query)
     after = max(query.after, place_behind("events", query.cursor, int) or 0)
     refuse_missing(read, after)
     read.unless_known()
     found = read.snapshot.events(after=after, limit=query.limit + 1, module=query.module, types=query.type)
     rows, last = page(found, query.limit)
+    if not rows and query.wait and query.index is None:
+        raise CannotWait(f"There is no such event yet. {CannotWait.advice}")
     return EventList(
         items=[Event.of(row) for row in rows],
         next=cursor_behind("events", last.index or 0) if last else None,
         index=read.snapshot.index,
     )
+
+
+def prefers_stream(accept: str) -> bool:
+    """Whether a client that sent this header Accept takes a stream rather than a list."""
+    accepted: MIMEAccept = parse_accept_header(accept, MIMEAccept)
+    return accepted.best_match((JSON, EVENT_STREAM)) == EVENT_STREAM
 
 
 def refuse_missing(read: Read, after: int) -> None:
@@ -74,9 +86,10 @@ def _stream(read: Read, query: EventsQuery) -> Response:
         position = query.after if "after" in query.model_fields_set else read.snapshot.index
     refuse_missing(read, position)
     if request.method == "GET":
-        request.environ[STREAM].append(
-            StreamStart(EventFilter(query.module, frozenset(query.type)), position)
-        )
+        context = context_of(request.environ)
+        if not context.can_wait:
+            raise CannotWait(f"An event stream never ends. {CannotWait.advice}")
+        context.stream = StreamStart(EventFilter(query.module, frozenset(query.type)), position)
     return Response(content_type=EVENT_STREAM)
 
 

@@ -22,9 +22,6 @@ from web.schemas.freshness import CONTACT_HEADER, STALE_HEADER, contact, is_olde
 from web.schemas.types import LARGEST_INDEX
 
 INDEX_HEADER = "X-Lictor-Index"
-FACTS = "lictor.facts"
-"""Where the environment of a request tells of what its answer depends on."""
-
 NOTHING = ETags()
 """What a client knows that was never here."""
 

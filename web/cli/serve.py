@@ -61,7 +61,7 @@ def _run() -> None:
                     self.cfg.set(name, value)
 
         def load(self) -> Any:
-            from web.wsgi import app
+            from web.asgi import app
 
             return app
 

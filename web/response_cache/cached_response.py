@@ -15,7 +15,7 @@ from manifest_cache.storage.models import SourceRow, utc_now
 from manifest_cache.storage.reader import Snapshot
 from web.api.read import INDEX_HEADER, Facts, at_index
 from web.rendering.module_changes import Changes
-from web.response_cache.whole_answer import Headers, Sent
+from web.response_cache.raw_response import Headers, RawResponse
 from web.schemas.freshness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed
 
 # Less than this fits into one packet, packed or not.
@@ -38,7 +38,7 @@ class KeptAnswer:
     last confirmed, and is to be told anew when it `needs_refresh`.
     """
 
-    def __init__(self, sent: Sent, facts: Facts, route: str) -> None:
+    def __init__(self, response: RawResponse, facts: Facts, route: str) -> None:
         now = time.monotonic()
         self.index = facts.index
         self.route = route
@@ -46,10 +46,10 @@ class KeptAnswer:
         self.expires = now + _LAST_SEEN_FOR if facts.tells_last_seen else float("inf")
         self._max_stale = facts.max_stale
         self._facts = facts
-        self._body = sent.body
+        self._body = response.body
         self._packed: bytes | None = None
-        self._etag_line = next(value for name, value in sent.headers if name == "ETag")
-        self._headers = [line for line in sent.headers if line[0] != CONTACT_HEADER]
+        self._etag_line = next(value for name, value in response.headers if name == "ETag")
+        self._headers = [line for line in response.headers if line[0] != CONTACT_HEADER]
         self._headers.append(_VARY)
         self.refresh(facts.sources, now)
 
@@ -66,7 +66,7 @@ class KeptAnswer:
             return None
         made = self._facts.again(snapshot)
         same = [line for line in self._headers if line != _VARY and line[0] not in _OF_ONE_STATE]
-        return KeptAnswer(Sent("200 OK", [*same, *made.headers], made.body), made.facts, self.route)
+        return KeptAnswer(RawResponse("200 OK", [*same, *made.headers], made.body), made.facts, self.route)
 
     def renewed(self, changes: Changes) -> KeptAnswer | None:
         """The same answer at a later index, if nothing happened since that it would tell of."""
@@ -77,7 +77,7 @@ class KeptAnswer:
         other = {"Content-Length": str(len(body)), "ETag": quote_etag(str(index)), INDEX_HEADER: str(index)}
         headers = [(name, other.get(name, value)) for name, value in self._headers if (name, value) != _VARY]
         facts = replace(self._facts, index=index, sources=self._sources)
-        answer = KeptAnswer(Sent("200 OK", headers, body), facts, self.route)
+        answer = KeptAnswer(RawResponse("200 OK", headers, body), facts, self.route)
         answer.expires, answer._refresh_at = self.expires, self._refresh_at
         return answer
 
@@ -91,10 +91,10 @@ class KeptAnswer:
         self._oldest = longest_unconfirmed(sources)
         heard = contact(sources)
         headers = [*self._headers, (CONTACT_HEADER, heard)] if heard else self._headers
-        self._plain = Sent("200 OK", headers, self._body)
+        self._plain = RawResponse("200 OK", headers, self._body)
         # Made when they are asked for.
-        self._not_modified: Sent | None = None
-        self._gzip_not_modified: Sent | None = None
+        self._not_modified: RawResponse | None = None
+        self._gzip_not_modified: RawResponse | None = None
         self._gzip = _packed(headers, self._packed) if self._packed else None
 
     def is_too_old(self, now: float) -> bool:
@@ -103,23 +103,23 @@ class KeptAnswer:
             return True
         return self._max_stale is not None and is_older(self._oldest, self._max_stale, utc_now())
 
-    def for_client(self, if_none_match: str | None, accept_encoding: str | None) -> Sent:
+    def for_client(self, if_none_match: str | None, accept_encoding: str | None) -> RawResponse:
         """What a client gets that sent these headers."""
         return self.at_hand(if_none_match, accept_encoding) or self._pack()
 
-    def at_hand(self, if_none_match: str | None, accept_encoding: str | None) -> Sent | None:
+    def at_hand(self, if_none_match: str | None, accept_encoding: str | None) -> RawResponse | None:
         """The same, but None if the body is still to be packed for it."""
         packs = accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding)
         if if_none_match is not None and self._is_known(if_none_match):
             return self._known_packed() if packs else self._known()
         return self._gzip if packs else self._plain
 
-    def _known(self) -> Sent:
+    def _known(self) -> RawResponse:
         if self._not_modified is None:
             self._not_modified = _without_body(self._plain.headers)
         return self._not_modified
 
-    def _known_packed(self) -> Sent:
+    def _known_packed(self) -> RawResponse:
         if self._gzip_not_modified is None:
             self._gzip_not_modified = _without_body(_weak(self._plain.headers))
         return self._gzip_not_modified
@@ -129,16 +129,18 @@ class KeptAnswer:
             return True
         return parse_etags(if_none_match).contains_weak(unquote_etag(self._etag_line)[0] or "")
 
-    def _pack(self) -> Sent:
+    def _pack(self) -> RawResponse:
         # Without a time in it, it is the same on every worker.
         self._packed = gzip.compress(self._body, _LEVEL, mtime=0)
         self._gzip = _packed(self._plain.headers, self._packed)
         return self._gzip
 
 
-def _packed(headers: Headers, body: bytes) -> Sent:
+def _packed(headers: Headers, body: bytes) -> RawResponse:
     lines = [line for line in _weak(headers) if line[0] != "Content-Length"]
-    return Sent("200 OK", [*lines, ("Content-Length", str(len(body))), ("Content-Encoding", "gzip")], body)
+    return RawResponse(
+        "200 OK", [*lines, ("Content-Length", str(len(body))), ("Content-Encoding", "gzip")], body
+    )
 
 
 def _weak(headers: Headers) -> Headers:
@@ -146,8 +148,8 @@ def _weak(headers: Headers) -> Headers:
     return [(name, f"W/{value}" if name == "ETag" else value) for name, value in headers]
 
 
-def _without_body(headers: Headers) -> Sent:
-    return Sent("304 NOT MODIFIED", [line for line in headers if line[0] not in _OF_BODY], b"")
+def _without_body(headers: Headers) -> RawResponse:
+    return RawResponse("304 NOT MODIFIED", [line for line in headers if line[0] not in _OF_BODY], b"")
 
 
 @functools.lru_cache(maxsize=256)

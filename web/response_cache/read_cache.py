@@ -11,28 +11,24 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from manifest_cache.storage.database import StoreError
 from manifest_cache.storage.models import SourceRow
 from web import backend
-from web.api.read import FACTS
 from web.backend import Backend
 from web.problems import Problem
+from web.request_context import RequestContext, context_of, set_context
 from web.response_cache.cached_response import KeptAnswer
-from web.response_cache.whole_answer import Sent, whole_answer
+from web.response_cache.raw_response import RawResponse, raw_response
 from web.telemetry.metrics import READ_CACHE
-from web.telemetry.request_metrics import ROUTE
-from web.waiting.middleware import STREAM
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Flask
 
-REPEAT = "lictor.repeat"
-"""Where the environment of a request tells how to answer it again without one, if that can be."""
-
+_EXTENSION = "lictor.read_cache"
 _PREFIX = "/api/v1/"
 _CONTACT_FOR = 1.0
 # Whoever waits longer for what another one makes makes it as well.
@@ -49,15 +45,33 @@ def install(app: Flask) -> None:
     behind = backend.of(app)
     cache = ReadCache(app.wsgi_app, behind, behind.settings.read_cache_bytes)
     behind.when_put_back(cache.forget)
+    app.extensions[_EXTENSION] = cache
     app.wsgi_app = cache  # type: ignore[method-assign]
 
 
-class _Asked(NamedTuple):
+def of(app: Flask) -> ReadCache:
+    found: ReadCache = app.extensions[_EXTENSION]
+    return found
+
+
+class CacheKey(NamedTuple):
     """All of a request that decides its answer, but for what an answer can be turned into."""
 
     path: str
     query: str
     accept: str
+
+    @classmethod
+    def of(cls, method: str, path: str, query: str, accept: str) -> CacheKey | None:
+        """None where the application is to answer by itself; the path is decoded as WSGI does it."""
+        if (
+            method not in ("GET", "HEAD")
+            or not path.startswith(_PREFIX)
+            or "index=" in query
+            or "wait=" in query
+        ):
+            return None
+        return cls(path, query, accept)
 
 
 class ReadCache:
@@ -68,54 +82,48 @@ class ReadCache:
         self._backend = backend
         self._answers = _Answers(limit)
         self._contacts = _Contacts(backend)
-        self._making: dict[_Asked, _Making] = {}
-
-    def index(self) -> int:
-        """The newest index. Raises StoreError."""
-        return self._backend.index()
-
-    def current_or_none(self) -> int | None:
-        """The newest index, None if that cannot be told without a wait."""
-        return self._backend.current_or_none()
+        self._making: dict[CacheKey, _Making] = {}
 
     def forget(self) -> None:
         """Throws all answers away."""
         self._answers.clear()
 
-    def at_hand(self, repeat: Repeat, index: int) -> tuple[Sent, str] | None:
-        """What is answered at this index, and the route of that; None if anything is left to do for it."""
-        answer = self._answers.get(repeat.asked)
+    def ready(
+        self, key: CacheKey, index: int, if_none_match: str | None, accept_encoding: str | None
+    ) -> tuple[RawResponse, str] | None:
+        """The response at this index, and its route, if nothing is left to do for it; else None."""
+        answer = self._answers.get(key)
         now = time.monotonic()
         if answer is None or answer.index != index or answer.needs_refresh(now) or answer.is_too_old(now):
             return None
-        sent = answer.at_hand(repeat.if_none_match, repeat.accept_encoding)
-        if sent is None:
+        response = answer.at_hand(if_none_match, accept_encoding)
+        if response is None:
             return None
         _QUICK.inc()
-        return sent, answer.route
+        return response, answer.route
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        asked = _asked(environ)
-        if asked is None:
+        key = _key_of(environ)
+        if key is None:
             return self._app(environ, start_response)
         try:
             index = self._backend.index()
-            sent = self._kept(asked, index, environ) or self._made(asked, index, environ)
+            response = self._kept(key, index, environ) or self._made(key, index, environ)
         except StoreError:
             # The application knows how to tell.
             _PASSED.inc()
             return self._app(environ, start_response)
         # A copy: who stands before this may change it.
-        start_response(sent.status, sent.headers.copy())
-        return [sent.body] if sent.body and environ["REQUEST_METHOD"] == "GET" else []
+        start_response(response.status, response.headers.copy())
+        return [response.body] if response.body and environ["REQUEST_METHOD"] == "GET" else []
 
-    def _kept(self, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent | None:
+    def _kept(self, key: CacheKey, index: int, environ: WSGIEnvironment) -> RawResponse | None:
         """The answer that is kept, if it still holds at this index. Raises StoreError."""
-        answer = self._answers.get(asked)
+        answer = self._answers.get(key)
         if answer is None or not self._holds(answer, index):
             return None
         _HIT.inc()
-        return self._for_client(asked, answer, environ)
+        return self._for_client(key, answer, environ)
 
     def _holds(self, answer: KeptAnswer, index: int) -> bool:
         # One that is newer than the look was made after it; unless the database was put back.
@@ -126,54 +134,47 @@ class ReadCache:
             answer.refresh(self._contacts.of(answer.source_names, now), now)
         return not answer.is_too_old(now)
 
-    def _for_client(self, asked: _Asked, answer: KeptAnswer, environ: WSGIEnvironment) -> Sent:
-        environ[ROUTE] = answer.route
+    def _for_client(self, key: CacheKey, answer: KeptAnswer, environ: WSGIEnvironment) -> RawResponse:
+        context_of(environ).route = answer.route
         size = answer.size
-        repeat = environ[REPEAT] = Repeat(
-            self,
-            asked,
-            environ["REQUEST_METHOD"],
-            environ.get("HTTP_IF_NONE_MATCH"),
-            environ.get("HTTP_ACCEPT_ENCODING"),
-        )
-        sent = answer.for_client(repeat.if_none_match, repeat.accept_encoding)
+        response = answer.for_client(environ.get("HTTP_IF_NONE_MATCH"), environ.get("HTTP_ACCEPT_ENCODING"))
         if answer.size != size:
-            self._answers.put(asked, answer)
-        return sent
+            self._answers.put(key, answer)
+        return response
 
-    def _made(self, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent:
+    def _made(self, key: CacheKey, index: int, environ: WSGIEnvironment) -> RawResponse:
         """An answer that is made now. Of those who want the same at once one makes it for all."""
         while True:
             mine = _Making()
-            making = self._making.setdefault(asked, mine)
+            making = self._making.setdefault(key, mine)
             if making is mine:
-                return self._make(mine, asked, index, environ)
+                return self._make(mine, key, index, environ)
             if not making.done.wait(_PATIENCE) or making.answer is None:
-                return self._made_now(asked, index, environ)[0]
+                return self._made_now(key, index, environ)[0]
             # Not yet if it was begun before this request came in, and something changed in between.
             if making.answer.index >= index:
                 _HIT.inc()
-                return self._for_client(asked, making.answer, environ)
+                return self._for_client(key, making.answer, environ)
 
-    def _make(self, making: _Making, asked: _Asked, index: int, environ: WSGIEnvironment) -> Sent:
+    def _make(self, making: _Making, key: CacheKey, index: int, environ: WSGIEnvironment) -> RawResponse:
         try:
-            sent, making.answer = self._made_now(asked, index, environ)
-            return sent
+            response, making.answer = self._made_now(key, index, environ)
+            return response
         finally:
-            del self._making[asked]
+            del self._making[key]
             making.done.set()
 
     def _made_now(
-        self, asked: _Asked, index: int, environ: WSGIEnvironment
-    ) -> tuple[Sent, KeptAnswer | None]:
-        """What is sent, and the answer that is kept of it, if it is one. Raises StoreError."""
+        self, key: CacheKey, index: int, environ: WSGIEnvironment
+    ) -> tuple[RawResponse, KeptAnswer | None]:
+        """What is response, and the answer that is kept of it, if it is one. Raises StoreError."""
         _MISS.inc()
-        before = self._answers.get(asked)
+        before = self._answers.get(key)
         answer = before and self._made_from(before, index)
         if answer is None:
-            return self._from_app(asked, environ)
-        self._answers.put(asked, answer)
-        return self._for_client(asked, answer, environ), answer
+            return self._from_app(key, environ)
+        self._answers.put(key, answer)
+        return self._for_client(key, answer, environ), answer
 
     def _made_from(self, before: KeptAnswer, index: int) -> KeptAnswer | None:
         """Made of what is known of the answer before: the application takes several times as long."""
@@ -193,34 +194,20 @@ class ReadCache:
         answer = before.renewed(self._backend.changes)
         return answer if answer is not None and self._holds(answer, index) else None
 
-    def _from_app(self, asked: _Asked, environ: WSGIEnvironment) -> tuple[Sent, KeptAnswer | None]:
+    def _from_app(self, key: CacheKey, environ: WSGIEnvironment) -> tuple[RawResponse, KeptAnswer | None]:
         """What the application sends, and the answer that is kept of it, if it is one."""
         # Whole, whatever this client knows of it: the next one may not.
         whole = {**environ, "REQUEST_METHOD": "GET"}
         whole.pop("HTTP_IF_NONE_MATCH", None)
-        sent = whole_answer(self._app, whole)
-        facts = whole.get(FACTS)
-        environ[ROUTE] = whole.get(ROUTE, "none")
-        if facts is None or not sent.status.startswith("200 "):
-            return sent, None
-        answer = KeptAnswer(sent, facts, environ[ROUTE])
-        self._answers.put(asked, answer)
-        return self._for_client(asked, answer, environ), answer
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """A read that was answered from what is kept, and all that it takes to answer the same once more."""
-
-    cache: ReadCache
-    asked: _Asked
-    method: str
-    if_none_match: str | None
-    accept_encoding: str | None
-
-    def at_hand(self, index: int) -> tuple[Sent, str] | None:
-        """What is answered at this index, and the route of that; None if anything is left to do for it."""
-        return self.cache.at_hand(self, index)
+        context = RequestContext()
+        set_context(whole, context)
+        response = raw_response(self._app, whole)
+        context_of(environ).route = context.route
+        if context.facts is None or response.code != HTTPStatus.OK:
+            return response, None
+        answer = KeptAnswer(response, context.facts, context.route)
+        self._answers.put(key, answer)
+        return self._for_client(key, answer, environ), answer
 
 
 class _Making:
@@ -231,19 +218,16 @@ class _Making:
         self.answer: KeptAnswer | None = None
 
 
-def _asked(environ: WSGIEnvironment) -> _Asked | None:
-    """None where the application is to answer by itself."""
-    path, query = environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", "")
-    accept = environ.get("HTTP_ACCEPT", "")
-    if (
-        environ["REQUEST_METHOD"] not in ("GET", "HEAD")
-        or not path.startswith(_PREFIX)
-        or "index=" in query
-        or "wait=" in query
-        or STREAM in environ
-    ):
+def _key_of(environ: WSGIEnvironment) -> CacheKey | None:
+    if context_of(environ).can_wait:
+        # It may be the beginning of a stream.
         return None
-    return _Asked(path, query, accept)
+    return CacheKey.of(
+        environ["REQUEST_METHOD"],
+        environ.get("PATH_INFO", ""),
+        environ.get("QUERY_STRING", ""),
+        environ.get("HTTP_ACCEPT", ""),
+    )
 
 
 class _Answers:
@@ -252,26 +236,26 @@ class _Answers:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._held: OrderedDict[_Asked, KeptAnswer] = OrderedDict()
-        self._sizes: dict[_Asked, int] = {}
+        self._held: OrderedDict[CacheKey, KeptAnswer] = OrderedDict()
+        self._sizes: dict[CacheKey, int] = {}
         self._size = 0
 
-    def get(self, asked: _Asked) -> KeptAnswer | None:
-        answer = self._held.get(asked)
+    def get(self, key: CacheKey) -> KeptAnswer | None:
+        answer = self._held.get(key)
         if answer is not None:
             # Another thread may have thrown it away meanwhile.
             with contextlib.suppress(KeyError):
-                self._held.move_to_end(asked)
+                self._held.move_to_end(key)
         return answer
 
-    def put(self, asked: _Asked, answer: KeptAnswer) -> None:
-        size = answer.size + sum(map(len, asked))
+    def put(self, key: CacheKey, answer: KeptAnswer) -> None:
+        size = answer.size + sum(map(len, key))
         with self._lock:
-            self._throw_away(asked)
+            self._throw_away(key)
             if size > self._limit:
                 return
-            self._held[asked] = answer
-            self._sizes[asked] = size
+            self._held[key] = answer
+            self._sizes[key] = size
             self._size += size
             while self._size > self._limit:
                 # In one step: `get` takes no lock, and would disturb who goes through them.
@@ -284,9 +268,9 @@ class _Answers:
             self._sizes.clear()
             self._size = 0
 
-    def _throw_away(self, asked: _Asked) -> None:
-        if self._held.pop(asked, None) is not None:
-            self._size -= self._sizes.pop(asked)
+    def _throw_away(self, key: CacheKey) -> None:
+        if self._held.pop(key, None) is not None:
+            self._size -= self._sizes.pop(key)
 
 
 class _Contacts:

@@ -30,6 +30,13 @@ class _OfRequest(logging.Filter):
         return True
 
 
+class _NoDoubleClose(logging.Filter):
+    """Leaves out that gunicorn found its sockets closed, which uvicorn does first when a worker ends."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Error while closing socket")
+
+
 class TextFormatter(logging.Formatter):
     """One line per message, and only what can be read: what a client or a module says must not look like
     another line, nor tell the terminal what to do. An exception has lines of its own.
@@ -76,7 +83,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "text": {"()": TextFormatter},
             "json": {"()": JSONFormatter},
         },
-        "filters": {"request": {"()": _OfRequest}},
+        "filters": {"request": {"()": _OfRequest}, "no double close": {"()": _NoDoubleClose}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
@@ -87,7 +94,12 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
+            "gunicorn.error": {
+                "level": level,
+                "handlers": [],
+                "filters": ["no double close"],
+                "propagate": True,
+            },
             "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
             "alembic": {"level": libraries},
             "httpx": {"level": libraries},

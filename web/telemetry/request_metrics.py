@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, request
 
+from web.request_context import context_of
 from web.telemetry.metrics import REQUESTS
 from web.telemetry.request_id import request_id
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
-ROUTE = "lictor.route"
-"""Where the environment of a request names its route, once that is known."""
-
 _SOUND = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -37,7 +35,7 @@ def install(app: Flask) -> None:
 
 def _name_route() -> None:
     if request.url_rule is not None:
-        request.environ[ROUTE] = request.url_rule.rule
+        context_of(request.environ).route = request.url_rule.rule
 
 
 class _Observed:
@@ -48,8 +46,8 @@ class _Observed:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         begun = time.perf_counter()
-        sent = environ.get("HTTP_X_REQUEST_ID", "")
-        id_ = sent if _SOUND.match(sent) else next(request_ids)
+        context = context_of(environ)
+        id_ = context.request_id or id_of(environ.get("HTTP_X_REQUEST_ID"))
         token = request_id.set(id_)
         status = "500"
 
@@ -64,16 +62,21 @@ class _Observed:
         finally:
             took = time.perf_counter() - begun
             method = environ["REQUEST_METHOD"]
-            # Whatever a caller may think of must not become a series of its own.
-            count(method if method in _METHODS else "other", environ.get(ROUTE, "none"), status, took)
+            count(method, context.route, status, took)
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("%s %s %s %.1fms", method, environ.get("PATH_INFO", ""), status, took * 1000)
             request_id.reset(token)
 
 
+def id_of(sent: str | None) -> str:
+    """The id that a caller sent, if it is a sound one; else a new one."""
+    return sent if sent and _SOUND.match(sent) else next(request_ids)
+
+
 def count(method: str, route: str, status: str, took: float) -> None:
     """Adds a request that took so many seconds."""
-    _series(method, route, status).observe(took)
+    # Whatever a caller may think of must not become a series of its own.
+    _series(method if method in _METHODS else "other", route, status).observe(took)
 
 
 @functools.lru_cache(maxsize=1024)

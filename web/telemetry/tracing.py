@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from discovery import tracing
-from web.telemetry.request_metrics import ROUTE
+from web.request_context import context_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -46,6 +46,6 @@ class _Traced:
             try:
                 return self._app(environ, start)
             finally:
-                if route := environ.get(ROUTE):
+                if (route := context_of(environ).route) != "none":
                     span.rename(f"{method} {route}")
                     span.tell("http.route", route)

@@ -2,221 +2,155 @@
 
 from __future__ import annotations
 
-import logging
-import socket
-import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import asyncio
+from collections.abc import Hashable, Sequence
 
 from prometheus_client import Gauge
 
 from web.rendering.module_changes import Changes
+from web.response_cache.raw_response import RawResponse
 from web.telemetry.metrics import WATCHERS
-from web.waiting.answer import Answer, Protocol
-from web.waiting.connections import Connections, Held
 from web.waiting.event_tail import Line
-from web.waiting.held_request import Question
-
-logger = logging.getLogger(__name__)
+from web.waiting.held_request import Answer, Question
 
 _BLOCKING = WATCHERS.labels("blocking")
 _POLL = WATCHERS.labels("poll")
-# How long, in seconds, an answer may stay untaken.
-_PATIENCE = 60.0
 
 
-class Waiter(Held):
-    """A connection whose client knows all up to `index`, and waits until `deadline` for more.
+class _Waiter:
+    """A client that knows all up to `index`; None instead of an answer: no longer wait for one."""
 
-    `give_back` takes the connection afterwards; where it is None, the connection is closed.
-    """
+    __slots__ = ("answered", "index")
 
-    __slots__ = ("_owner", "_version", "asked", "deadline", "give_back", "index", "is_answered")
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        *,
-        index: int,
-        deadline: float,
-        protocol: Protocol,
-        give_back: Callable[[], None] | None,
-    ) -> None:
-        super().__init__(sock)
+    def __init__(self, index: int) -> None:
         self.index = index
-        self.deadline = deadline
-        self.give_back = give_back if protocol.keeps_alive else None
-        self.is_answered = False
-        self.asked: _Asked
-        self._owner: Waiters
-        self._version = protocol.version
+        self.answered: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
-    def belong(self, owner: Waiters, asked: _Asked) -> None:
-        self._owner, self.asked = owner, asked
-
-    def wire(self, answer: Answer) -> bytes:
-        return answer.wire(Protocol(self._version, self.give_back is not None))
-
-    def on_sent(self) -> None:
-        self._owner.finish(self)
-
-    def on_left(self) -> None:
-        self._owner.forget(self)
-
-    def on_alarm(self) -> None:
-        self._owner.run_out(self)
+    def give(self, answer: Answer | None) -> None:
+        if not self.answered.done():
+            self.answered.set_result(answer)
 
 
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """A question, those who wait for news of it, and those whom the next answer goes to."""
+class _Group:
+    """Those who wait for news of one question."""
 
-    question: Question
-    waiting: set[Waiter] = field(default_factory=set)
-    woken: list[Waiter] = field(default_factory=list)
+    __slots__ = ("question", "waiters")
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.waiters: set[_Waiter] = set()
 
     @property
     def gauge(self) -> Gauge:
         return _BLOCKING if self.question.events is None else _POLL
 
+    async def answer(self) -> None:
+        """Asks once for all, and gives the answer to those for whom it is news."""
+        try:
+            answer = await self.question.ask()
+        except Exception as exc:
+            for waiter in self.waiters:
+                if not waiter.answered.done():
+                    waiter.answered.set_exception(exc)
+            return
+        for waiter in self.waiters:
+            if self.question.is_answered_by(answer, waiter.index):
+                waiter.give(answer)
+            else:
+                waiter.index = max(waiter.index, answer.index or 0)
 
-class Waiters:
-    """All of it runs on the thread of `connections`; `on_end` is told when somebody waits no more."""
 
-    def __init__(self, connections: Connections, on_end: Callable[[], None]) -> None:
-        self._connections = connections
-        self._on_end = on_end
-        self._asked: dict[Hashable, _Asked] = {}
-        self._sent: list[Waiter] = []
-        self._is_giving = False
+class BlockingQueries:
+    """All of it runs on the event loop."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, _Group] = {}
+        self._due: dict[_Group, None] = {}
+        self._answering: asyncio.Task[None] | None = None
         self._seen = 0
+        self._is_ending = False
 
     @property
     def follow_the_log(self) -> bool:
         """Whether one of them waits for events."""
-        return any(asked.question.events is not None for asked in self._asked.values())
-
-    def admit(self, waiter: Waiter, question: Question) -> None:
-        asked = self._asked.setdefault(question.key, _Asked(question))
-        waiter.belong(self, asked)
-        asked.gauge.inc()
-        self._connections.add(waiter)
-        self._connections.set_alarm(waiter, waiter.deadline)
-        asked.waiting.add(waiter)
-        if waiter.index < self._seen:
-            # It came between the look at the answer and now.
-            self._wake(asked, [waiter])
+        return any(group.question.events is not None for group in self._groups.values())
 
     @property
     def are_many(self) -> bool:
         """Whether some are answered after others."""
-        return len(self._asked) > 1
+        return len(self._groups) > 1
+
+    async def wait(
+        self, question: Question, index: int, seconds: float, gone: asyncio.Future[None]
+    ) -> RawResponse | None:
+        """The response once there is news for a client that knows all up to `index`, or time is up.
+
+        None if the client is `gone` before.
+        """
+        group = self._groups.setdefault(question.key, _Group(question))
+        waiter = _Waiter(index)
+        group.waiters.add(waiter)
+        group.gauge.inc()
+        try:
+            if index < self._seen:
+                # It came between the look at the answer and now.
+                self._answer_soon(group)
+            await asyncio.wait((waiter.answered, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            answer = waiter.answered.result() if waiter.answered.done() else None
+        finally:
+            group.gauge.dec()
+            group.waiters.discard(waiter)
+            if not group.waiters:
+                self._groups.pop(question.key, None)
+        if answer is None and not gone.done():
+            answer = await question.ask()
+        return None if answer is None else answer.response
 
     def look(self, index: int, lines: Sequence[Line] | None, changes: Changes) -> None:
-        """Wakes those for whom there is news; `lines` is what came to the log, None where nobody knows.
+        """Answers those for whom there is news; `lines` is what came to the log, None where nobody knows.
 
         Of many who ask differently those whose modules changed are answered before the others.
         """
         seen, self._seen = self._seen, index
 
-        def is_unconcerned(asked: _Asked) -> bool:
-            return changes.same_until(seen, asked.question.words) != seen
+        def is_unconcerned(group: _Group) -> bool:
+            return changes.same_until(seen, group.question.words) != seen
 
-        for asked in sorted(self._asked.values(), key=is_unconcerned):
-            wanted = asked.question.events
-            if wanted is None or lines is None:
-                newest = index
-            else:
-                newest = max((line.index for line in lines if wanted.takes(line)), default=0)
-            self._wake(asked, [waiter for waiter in asked.waiting if waiter.index < newest])
+        behind = [group for group in self._groups.values() if _is_behind(group, index, lines)]
+        late = self._due
+        self._due = dict.fromkeys(sorted(behind, key=is_unconcerned))
+        self._due.update(late)
+        self._go_on()
 
     def end(self) -> None:
-        """Everybody gets the answer as it is now, and is to come back on another connection."""
-        for asked in tuple(self._asked.values()):
-            for waiter in (*asked.waiting, *asked.woken):
-                waiter.deadline, waiter.give_back = 0.0, None
-            self._wake(asked, list(asked.waiting))
+        """Everybody gets the answer as it is now."""
+        for group in self._groups.values():
+            for waiter in group.waiters:
+                waiter.give(None)
 
-    def run_out(self, waiter: Waiter) -> None:
-        """Its time has come: it waited long enough, or did not take its answer."""
-        if waiter.is_answered:
-            waiter.give_back = None
-            self.finish(waiter)
-        elif waiter in waiter.asked.waiting:
-            self._wake(waiter.asked, [waiter])
+    def _answer_soon(self, group: _Group) -> None:
+        self._due[group] = None
+        self._go_on()
 
-    def finish(self, waiter: Waiter) -> None:
-        """It was answered: on with the connection, but not before all others that were woken have theirs."""
-        if self._is_giving:
-            self._sent.append(waiter)
-            return
-        if waiter.give_back is None:
-            self._connections.close(waiter)
-        else:
-            self._connections.release(waiter)
-            waiter.give_back()
-        waiter.asked.gauge.dec()
-        self._on_end()
+    def _go_on(self) -> None:
+        if self._due and self._answering is None:
+            self._answering = asyncio.create_task(self._answer_due())
 
-    def forget(self, waiter: Waiter) -> None:
-        asked = waiter.asked
-        asked.waiting.discard(waiter)
-        asked.gauge.dec()
-        self._tidy(asked)
-        self._on_end()
-
-    def _wake(self, asked: _Asked, waiters: Iterable[Waiter]) -> None:
-        is_queued = bool(asked.woken)
-        asked.woken += waiters
-        asked.waiting.difference_update(asked.woken)
-        if asked.woken and not is_queued:
-            self._connections.soon(partial(self._answer, asked))
-
-    def _answer(self, asked: _Asked) -> None:
-        woken, asked.woken = [waiter for waiter in asked.woken if waiter.is_open], []
-        if woken:
-            try:
-                answer = asked.question.ask()
-            except Exception:
-                logger.exception("a request that waited cannot be answered; its connections are closed")
-                for waiter in woken:
-                    waiter.give_back = None
-                    self.finish(waiter)
-            else:
-                self._give(asked, answer, woken)
-        self._tidy(asked)
-
-    def _give(self, asked: _Asked, answer: Answer, woken: Sequence[Waiter]) -> None:
-        now = time.monotonic()
-        # Before anybody is sent something: who turns out to have left could be the last who waits.
-        answered = self._put_back_others(asked, answer, woken, now)
-        self._is_giving = True
+    async def _answer_due(self) -> None:
+        """One after the other: an answer that all threads worked at would come no earlier."""
         try:
-            for waiter in answered:
-                waiter.is_answered = True
-                self._connections.send(waiter, waiter.wire(answer))
-                if waiter.has_unsent:
-                    self._connections.set_alarm(waiter, now + _PATIENCE)
+            while self._due:
+                group = next(iter(self._due))
+                del self._due[group]
+                await group.answer()
         finally:
-            self._is_giving = False
-        sent, self._sent = self._sent, []
-        for waiter in sent:
-            self.finish(waiter)
+            self._answering = None
 
-    def _put_back_others(
-        self, asked: _Asked, answer: Answer, woken: Sequence[Waiter], now: float
-    ) -> list[Waiter]:
-        """Has those wait on to whom the answer is no news; returns the others."""
-        answered: list[Waiter] = []
-        for waiter in woken:
-            if now >= waiter.deadline or asked.question.is_answered_by(answer, waiter.index):
-                answered.append(waiter)
-            else:
-                waiter.index = max(waiter.index, answer.index or 0)
-                asked.waiting.add(waiter)
-        return answered
 
-    def _tidy(self, asked: _Asked) -> None:
-        if not asked.waiting and not asked.woken:
-            self._asked.pop(asked.question.key, None)
+def _is_behind(group: _Group, index: int, lines: Sequence[Line] | None) -> bool:
+    """Whether there is news for one of the group at this index."""
+    wanted = group.question.events
+    newest = index
+    if wanted is not None and lines is not None:
+        newest = max((line.index for line in lines if wanted.takes(line)), default=0)
+    return any(waiter.index < newest for waiter in group.waiters)

@@ -4,30 +4,78 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_plus
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote_plus
 
-from web.waiting.answer import Answer, ask
+from werkzeug.datastructures import MultiDict
+
+from web.api.read import INDEX_HEADER
+from web.problems import BadParameter
+from web.response_cache.raw_response import RawResponse
+from web.schemas.parsing import query_of
+from web.schemas.requests import EventsQuery, WaitQuery
 from web.waiting.event_tail import EventFilter
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from web.server.request import Request
 
+Ask = Callable[["Request"], Awaitable[RawResponse]]
+
+_EVENTS = "/api/v1/events"
 # What of a request decides its answer, besides path and query.
-_DECISIVE = (
-    "HTTP_ACCEPT",
-    "HTTP_ACCEPT_ENCODING",
-    "HTTP_AUTHORIZATION",
-    "HTTP_HOST",
-    "HTTP_IF_NONE_MATCH",
-    "HTTP_X_REQUEST_ID",
-)
+_DECISIVE = (b"accept", b"accept-encoding", b"authorization", b"host", b"if-none-match")
 _WORD = re.compile(r"[^/?&=, ]+")
 # Answers of these kinds may be others after the next change; the rest are faults of the request.
 _MAY_CHANGE = (HTTPStatus.OK, HTTPStatus.NOT_MODIFIED, HTTPStatus.NOT_FOUND)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request says about waiting, and its query without that."""
+
+    index: int | None
+    seconds: float | None
+    query: str
+
+    @classmethod
+    def of(cls, request: Request) -> Wish | None:
+        """None if it says nothing, or something faulty, which the application then tells."""
+        parts = request.query.split("&")
+        about = [part for part in parts if _name(part) in WaitQuery.model_fields]
+        if not about:
+            return None
+        try:
+            said = query_of(WaitQuery, MultiDict(parse_qsl("&".join(about), keep_blank_values=True)))
+        except BadParameter:
+            return None
+        return cls(said.index, said.wait, "&".join(part for part in parts if part not in about))
+
+    def events(self, request: Request) -> EventFilter | None:
+        """What a long poll of the event log waits for; None if the request is none."""
+        if self.index is not None or request.path != _EVENTS or request.method != "GET":
+            return None
+        try:
+            asked = query_of(EventsQuery, MultiDict(parse_qsl(self.query, keep_blank_values=True)))
+        except BadParameter:
+            return None
+        return EventFilter(asked.module, frozenset(asked.type))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, the index that it is true for, None if it does not say, and whether it is an empty page."""
+
+    response: RawResponse
+    index: int | None
+    is_empty: bool
+
+    @classmethod
+    def of(cls, response: RawResponse, *, is_empty: bool = False) -> Answer:
+        index = response.header(INDEX_HEADER)
+        return cls(response, None if index is None else int(index), is_empty)
 
 
 class Question:
@@ -36,44 +84,47 @@ class Question:
     Without `events` it is a blocking query, with them a long poll of the event log.
     """
 
-    __slots__ = ("_app", "_environ", "events", "key", "words")
+    __slots__ = ("_ask", "_request", "events", "key", "words")
 
-    def __init__(
-        self, app: WSGIApplication, environ: Mapping[str, Any], events: EventFilter | None = None
-    ) -> None:
-        self._app = app
-        self._environ = environ
+    def __init__(self, ask: Ask, request: Request, events: EventFilter | None = None) -> None:
+        self._ask = ask
+        self._request = request
         self.events = events
         # The names of modules that it asks for are among them.
-        asked = f"{environ['PATH_INFO']} {unquote_plus(environ['QUERY_STRING'])}"
-        self.words = frozenset(_WORD.findall(asked))
+        self.words = frozenset(_WORD.findall(f"{request.path} {unquote_plus(request.query)}"))
         self.key: Hashable = (
-            environ["REQUEST_METHOD"],
-            environ.get("SCRIPT_NAME", ""),
-            environ["PATH_INFO"],
-            environ["QUERY_STRING"],
+            request.method,
+            request.path,
+            request.query,
             events,
-            *(environ.get(name) for name in _DECISIVE),
+            *map(request.header, _DECISIVE),
         )
 
-    def ask(self) -> Answer:
+    async def ask(self) -> Answer:
         """The answer as it is now."""
-        if self.events is not None and (nothing := self._nothing()) is not None:
-            return nothing
-        return ask(self._app, self._environ)
+        response = await self._ask(self._request)
+        if self.events is None:
+            return Answer.of(response)
+        page = response
+        if response.code == HTTPStatus.NOT_MODIFIED:
+            page = await self._ask(self._request.without(b"if-none-match"))
+        is_empty = _is_empty(page)
+        return Answer.of(page if is_empty else response, is_empty=is_empty)
 
     def is_answered_by(self, answer: Answer, index: int) -> bool:
         """Whether this is news, or a fault, for a client that knows all up to `index`."""
         if self.events is not None:
             return not answer.is_empty
-        waits = answer.code in _MAY_CHANGE and answer.index is not None
+        waits = answer.response.code in _MAY_CHANGE and answer.index is not None
         return not waits or (answer.index or 0) > index
 
-    def _nothing(self) -> Answer | None:
-        """The page without events, if there are none: asked in plain bytes, whatever the request takes."""
-        plain = {**self._environ, "HTTP_ACCEPT_ENCODING": "identity"}
-        plain.pop("HTTP_IF_NONE_MATCH", None)
-        answer = ask(self._app, plain)
-        if answer.code != HTTPStatus.OK or json.loads(answer.body)["items"]:
-            return None
-        return replace(answer, is_empty=True)
+
+def _name(part: str) -> str:
+    return unquote_plus(part.partition("=")[0])
+
+
+def _is_empty(response: RawResponse) -> bool:
+    """Whether it is a page without events: too short to be worth compressing."""
+    if response.code != HTTPStatus.OK or response.header("Content-Encoding") is not None:
+        return False
+    return not json.loads(response.body)["items"]
