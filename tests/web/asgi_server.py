@@ -32,6 +32,11 @@ class AsgiServer:
         self._thread = threading.Thread(target=self._server.run)
         self.http = httpx.Client(base_url=f"http://{self.bind}", trust_env=False, timeout=30)
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._server.server_state.connections)
+
     def end(self) -> None:
         """Tells it to end, and does not wait for that."""
         self._server.should_exit = True

@@ -195,7 +195,11 @@ UNSOUND: dict[bytes, tuple[int, str | None]] = {
     b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 200 + b"\r\n": (431, "headers-too-large"),
     b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n": (414, "path-too-long"),
     b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000: (431, "headers-too-large"),
+    b"GET /?\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n": (400, None),
     b"nonsense\r\n\r\n": (400, None),
+    b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n": (400, None),
+    POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n": (400, None),
+    POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n": (400, None),
     b"GET / HTTP/1.1\r\nHost: x\r\n a: b\r\n\r\n": (400, None),
     b"GET http://[/ HTTP/1.1\r\nHost: x\r\n\r\n": (400, None),
 }

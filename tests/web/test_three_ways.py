@@ -326,7 +326,8 @@ def test_a_database_that_hangs_holds_only_who_needs_it(
     url = make_url(database_url)
     with Proxy((url.host or "", url.port or 0)) as proxy, ExitStack() as stack:
         proxied = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
-        stack.enter_context(running(tmp_path, http, database_url=proxied, bind=bind, workers="1"))
+        settings = {"database_url": proxied, "bind": bind, "workers": "1", "threads": "2"}
+        stack.enter_context(running(tmp_path, http, unix=None, **settings))
         clients = [stack.enter_context(Connection(bind)) for _ in range(3)]
         for client in clients * 2:
             expected = wire(client, MODULES)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[Any], Awaitable[None]]
 
+# They have a thread of their own: whoever asks whether the process lives must not wait for the database.
+_WITHOUT_DATABASE = ("/healthz", "/metrics")
 _REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
 
 
@@ -68,6 +70,7 @@ class _Parts:
     def __init__(self, flask: Flask) -> None:
         self._backend = backend.of(flask)
         self._flask = FlaskThreads(flask, self._backend.settings.threads)
+        self._probes = FlaskThreads(flask, 1)
         self._looks = SharedLook(self._backend)
         self._reads = KeptReads(read_cache.of(flask), self._looks, self._flask.ask)
         self._waiting = WaitingRequests(self._backend, self._reads.read, self._flask)
@@ -81,6 +84,7 @@ class _Parts:
         await self._waiting.close()
         self._looks.close()
         self._flask.close()
+        self._probes.close()
         self._backend.close()
 
     async def serve(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -109,7 +113,8 @@ class _Parts:
                 return await self._waiting.blocking_query(request, wish, receive)
             return await self._reads.read(request)
         if request.method in ("GET", "HEAD"):
-            return await self._flask.ask(request)
+            flask = self._probes if request.path in _WITHOUT_DATABASE else self._flask
+            return await flask.ask(request)
         return await self._flask.ask(request, await self._bodies.gather(request, receive))
 
 
