@@ -5,8 +5,8 @@
 
 `flip`: a check turns critical, or passing again. The floor is a bare blocking query on
 `health/state/critical` by a client that does nothing else. `register`: a new module, a new instance
-of a module that is known, and new meta of an instance. The floor is a bare blocking query on the
-one service, and a bare GET of its manifest.
+of a module that is known, and new meta of an instance, each of a module and on a node that are chosen at
+random among all. The floor is a bare blocking query on the one service, and a bare GET of its manifest.
 
 Floor and Lictor are measured on the same Consul in the same run, the floor while no Lictor runs.
 Lictor's side waits by a blocking query too, on the one module. With `--churn` so many other
@@ -41,7 +41,7 @@ from benchmarks.stage import (
 
 # Each change comes by itself: what the one before it led to has come to its end.
 QUIET = 0.2
-# Instances that are not there at the start; far from all others.
+# The numbers of instances that are not there at the start.
 NEW = 1_000_000
 _HEAD = (
     *("instances", "meanwhile", "change"),
@@ -183,7 +183,7 @@ class Flips:
 
 
 class Registrations:
-    """New modules, new instances of one that is known, and new meta."""
+    """New modules, new instances of one that is known, and new meta; where changes from round to round."""
 
     def __init__(self, platform: Platform, rounds: int) -> None:
         self.platform = platform
@@ -195,24 +195,34 @@ class Registrations:
         platform = self.platform
         for _ in range(self._rounds):
             first, second = self._next, self._next + 1
-            self._next += 100
-            name = f"fresh-{first}"
-            note = {"note": f"{first}"}
+            self._next += 2
+            name, node = f"fresh-{first}", self._any_node()
             wait = seer.instance(name, first)
-            found["new module"].append(timed(wait, lambda: platform.register_named(name, first)))  # noqa: B023
-            time.sleep(QUIET)
-            wait = seer.instance(name, second)
-            found["new instance"].append(timed(wait, lambda: platform.register_named(name, second)))  # noqa: B023
-            time.sleep(QUIET)
-            wait = seer.meta(name, second, note["note"])
-            found["meta only"].append(
-                timed(wait, lambda: platform.register_named(name, second, meta=note))  # noqa: B023
+            found["new module"].append(
+                timed(wait, lambda: platform.register_named(name, first, node=node))  # noqa: B023
             )
             time.sleep(QUIET)
-            platform.deregister(first)
-            platform.deregister(second)
+            known, other_node = module_of(self._any_instance()), self._any_node()
+            wait = seer.instance(known, second)
+            found["new instance"].append(
+                timed(wait, lambda: platform.register_named(known, second, node=other_node))  # noqa: B023
+            )
+            time.sleep(QUIET)
+            one, note = self._any_instance(), {"note": f"{first}"}
+            wait = seer.meta(module_of(one), one, note["note"])
+            found["meta only"].append(timed(wait, lambda: platform.register(one, meta=note)))  # noqa: B023
+            time.sleep(QUIET)
+            platform.deregister(first, node)
+            platform.deregister(second, other_node)
             time.sleep(QUIET)
         return found
+
+    def _any_instance(self) -> int:
+        """One that is well."""
+        return random.choice([number for number in range(self.platform.instances) if number % 200 != 199])
+
+    def _any_node(self) -> int:
+        return self._any_instance() // Platform.PER_NODE
 
 
 def timed(see: Callable[[], None], act: Callable[[], None]) -> float:

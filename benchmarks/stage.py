@@ -157,8 +157,15 @@ class Platform:
         self.register_named(module_of(number), number, status=status, meta=meta or {})
 
     def register_named(
-        self, name: str, number: int, *, status: str = "passing", meta: dict[str, str] | None = None
+        self,
+        name: str,
+        number: int,
+        *,
+        status: str = "passing",
+        meta: dict[str, str] | None = None,
+        node: int | None = None,
     ) -> None:
+        """Registers an instance of a module; without `node` on the node of its number."""
         service = {
             "ID": f"instance-{number}",
             "Service": name,
@@ -167,14 +174,14 @@ class Platform:
             "Port": self._port,
             "Meta": {"manifest_path": f"/{name}", **(meta or {})},
         }
-        body = {**_node(number), "Service": service, "Check": _check(number, status)}
+        body = {**_node(number, node), "Service": service, "Check": _check(number, status)}
         self._client.done("PUT", "/v1/catalog/register", body)
 
     def set_health(self, number: int, status: str) -> None:
         self._client.done("PUT", "/v1/catalog/register", {**_node(number), "Check": _check(number, status)})
 
-    def deregister(self, number: int) -> None:
-        body = {"Node": _node(number)["Node"], "ServiceID": f"instance-{number}"}
+    def deregister(self, number: int, node: int | None = None) -> None:
+        body = {"Node": _node(number, node)["Node"], "ServiceID": f"instance-{number}"}
         self._client.done("PUT", "/v1/catalog/deregister", body)
 
 
@@ -182,9 +189,10 @@ def module_of(number: int) -> str:
     return f"module-{number // Platform.PER_MODULE}"
 
 
-def _node(number: int) -> dict[str, Any]:
-    node = number // Platform.PER_NODE
-    return {"Node": f"node-{node}", "Address": HOST, "SkipNodeUpdate": number % Platform.PER_NODE != 0}
+def _node(number: int, node: int | None = None) -> dict[str, Any]:
+    is_known = node is not None or number % Platform.PER_NODE != 0
+    node = number // Platform.PER_NODE if node is None else node
+    return {"Node": f"node-{node}", "Address": HOST, "SkipNodeUpdate": is_known}
 
 
 def _check(number: int, status: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 from consul import base
+from pydantic_core import from_json
 
 from discovery.errors import (
     DiscoveryError,
@@ -398,7 +399,8 @@ def _answer(reply: Reply) -> Answer:
     headers = reply.headers
     contact = headers.get("x-consul-lastcontact", "")
     return Answer(
-        data=json.loads(reply.body),
+        # Of some megabytes the standard library's parser takes twice as long.
+        data=from_json(reply.body),
         index=_number(headers.get("x-consul-index", "")),
         known_leader=_truth(headers.get("x-consul-knownleader")),
         last_contact=_number(contact) / 1000 if contact else None,

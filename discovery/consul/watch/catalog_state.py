@@ -81,6 +81,10 @@ class CatalogState:
         nodes = self._addresses.keys() | known if self._addresses else set()
         return set() if any(map(asking_fault, nodes)) else nodes
 
+    @property
+    def instance_count(self) -> int:
+        return sum(map(len, self._known.values()))
+
     def instances(self) -> list[ServiceInstance]:
         return [self._as_known(key) for found in self._known.values() for key in found]
 
@@ -123,11 +127,11 @@ class CatalogState:
                 self._known.setdefault(key.module, {})[key] = known
                 self._on_node.setdefault(key.node.lower(), set()).add(key)
 
-    def apply_all_checks(self, checks: Iterable[Any]) -> list[str]:
+    def apply_all_checks(self, checks: Iterable[Any], index: int) -> tuple[list[str], list[str]]:
         """Takes an answer of `health/state/any`.
 
-        Returns the names of modules of which a check is new, was written since the last such
-        answer, or is gone; none at the first answer.
+        Returns the names of modules of which a check was written at this index, and of others of
+        which a check is new, was written since the last such answer, or is gone.
         """
         before = self._written
         now = self._written = {
@@ -138,10 +142,10 @@ class CatalogState:
             for check in checks
             if check.get("ServiceName") in self.names
         }
-        if before is None:
-            return []
-        differing = set(before.items()) ^ set(now.items())
-        return sorted({name for _, (_, name) in differing if name in self.names})
+        written = {name for at, name in now.values() if at == index}
+        differing = set(now.items() if before is None else before.items()) ^ set(now.items())
+        others = {name for _, (_, name) in differing if name in self.names}
+        return sorted(written), sorted(others - written)
 
     def apply_service(
         self, name: str, entries: Iterable[Any], index: int

@@ -42,8 +42,10 @@ _SETTLE = 0.05
 _LONGEST_REST = 1.0
 _LIVELIEST = 3
 _REMEMBERED = 1000
-# More places than this take longer to look through than all checks of a cluster.
-_MANY = 250
+# Fewer places than this are looked through sooner than anything else is asked.
+_FEW = 10
+# So many checks are listed, in one answer, in the time in which one node is looked through.
+_CHECKS_A_PLACE = 64
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
 _RESTARTS = 3
 
@@ -227,20 +229,21 @@ class WatchSession:
 
         A registration that changed need not show in the names and their tags. What is on a node
         shows by its indexes which services were written, so the nodes are looked through, those
-        where most was found lately first. Where they are many, their number makes that slow: then
-        one query over all checks comes first, as mostly these are rewritten with a registration,
-        and the rest is looked through in passing if it named something. Where they outnumber the
-        services, these are read instead.
+        where most was found lately first. Where that would take longer, one query over all checks
+        comes first, as mostly these are rewritten with a registration, and the rest is looked
+        through in passing if it named something. Where nodes outnumber the services, these are
+        read instead.
         """
         nodes = self._nodes_by_liveliness()
         places: list[Place] = [Node(name) for name in nodes]
         if not places or len(places) > len(self._mirror.names):
             places = [Service(name) for name in self._mirror.names]
-        if len(places) > _MANY and not found:
+        if not found and len(places) > max(_FEW, self._mirror.instance_count / _CHECKS_A_PLACE):
             answer = await self._queries.read("/v1/health/state/any")
-            rewritten = self._mirror.apply_all_checks(answer.data)
-            self._to_read.add_urgent(map(Service, rewritten))
-            unnamed = unnamed and not rewritten
+            written, others = self._mirror.apply_all_checks(answer.data, self._services_index)
+            self._to_read.add_urgent(map(Service, [*written, *others]))
+            # The others may be known: a check that turns is written, too.
+            unnamed = unnamed and not written
         if unnamed and not found:
             self._to_read.add_next(places)
         else:
