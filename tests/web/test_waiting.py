@@ -356,6 +356,24 @@ def test_the_database_goes_away_and_comes_back(make_app: Callable[..., Flask]) -
         assert blocks(stream.iter_text(), 2)[1].startswith(f"id: {index + 1}\n")
 
 
+def test_a_database_that_is_away_for_a_moment_is_told_of(
+    cache: Cache, make_app: Callable[..., Flask]
+) -> None:
+    app = make_app()
+    away = [True]
+
+    @app.before_request
+    def first_is_too_early() -> None:
+        if away:
+            away.pop()
+            raise StoreUnavailable("the database system is starting up")
+
+    with AsgiServer(app) as server:
+        answer = server.http.get(f"{API}/modules?index={cache.module('financial')}&wait=10s")
+        assert (answer.status_code, told(answer)["type"]) == (503, "/problems/database-unavailable")
+        assert not away
+
+
 def announced(cache: Cache, one: ServiceInstance) -> int:
     """The index, or 0 while the database cannot be written to."""
     try:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from web.api.events import EVENT_STREAM, prefers_stream
 from web.api.read import INDEX_HEADER
@@ -63,6 +64,8 @@ class WaitingRequests:
         question = Question(self._ask, request.with_query(wish.query), wish.events(request))
         answer = await question.ask()
         if answer.index is None:
+            if answer.response.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return answer.response
             # No read, or a faulty one: the application tells of all that is wrong with it.
             return await self._ask(request)
         index = answer.index if question.events is not None else wish.index
