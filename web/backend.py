@@ -45,7 +45,6 @@ class Backend:
         self._owner = 0
         self._of_parents: list[Database] = []
         self._schema_is_right = False
-        self._before_close: list[Callable[[], None]] = []
         self._highest = 0
         self._when_put_back = [self.changes.forget, self.module_parts.forget]
 
@@ -96,16 +95,10 @@ class Backend:
 
     def close(self) -> None:
         """Closes this process's connections; the next use opens new ones."""
-        for close in self._before_close:
-            close()
         with self._lock:
             if self._database is not None and self._owner == os.getpid():
                 self._database.close()
             self._database = None
-
-    def before_close(self, close: Callable[[], None]) -> None:
-        """Has whatever uses the database by itself end first."""
-        self._before_close.append(close)
 
     def when_put_back(self, forget: Callable[[], None]) -> None:
         """Has whatever keeps what it read forget it where the database turns out to be an earlier one."""

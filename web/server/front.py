@@ -53,7 +53,7 @@ class Front:
     async def _live(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await receive()
         self._parts = _Parts(self._flask)
-        ending = scope["state"][ENDING] = asyncio.Event()
+        ending = scope.setdefault("state", {})[ENDING] = asyncio.Event()
         watch = asyncio.create_task(self._parts.end_when(ending))
         await send({"type": "lifespan.startup.complete"})
         # Only now does the server handle them.

@@ -46,6 +46,8 @@ class _Group:
 
     async def answer(self) -> None:
         """Asks once for all, and gives the answer to those for whom it is news."""
+        if not self.waiters:
+            return
         try:
             answer = await self.question.ask()
         except Exception as exc:

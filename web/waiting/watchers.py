@@ -115,6 +115,10 @@ class Watchers:
                 # The next word of commits comes within a second or so.
                 self._tell_database_is_away(exc)
                 continue
+            except Exception:
+                # Without this everybody would wait until their time is up.
+                logger.exception("those who wait could not be told what is new")
+                continue
             self._database_is_away = False
             if news.follows:
                 self._streams.extend(news.lines, news.newest)
