@@ -17,3 +17,8 @@ def counted(number: int, thing: str) -> str:
     ('1 fault', '2 faults')
     """
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """What somebody sent, in quotes and short enough to be repeated to them."""
+    return repr(text if len(text) <= limit else f"{text[: limit - 1]}…")

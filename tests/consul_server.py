@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from discovery.consul.api import Call
+from discovery.consul.call import Call
 from discovery.consul.client import AsyncConsulClient, ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.dev_agent import DevAgent, find_consul, free_ports

@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "manifest_cache": {"discovery"},
     "web": {"discovery", "manifest_cache"},
 }
+# The types of the standard library have no other place.
+OURS_AND_TYPES = {*MAY_IMPORT, "_typeshed"}
 CONSUL_CALLS = ROOT / "discovery" / "consul" / "api.py"
 
 
@@ -66,7 +68,42 @@ def test_every_file_begins_by_saying_what_it_is(package: str) -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("package", ["discovery", "manifest_cache", "web"])
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_file_is_longer_than_400_lines(package: str) -> None:
+    long = [path for path in sources(package) if len(path.read_text().splitlines()) > 400]
+    assert not long
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_private_name_of_a_library_is_used(package: str) -> None:
+    private = {
+        f"{path.relative_to(ROOT)}: {name}" for path in sources(package) for name in private_names(path)
+    }
+    assert not private
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """What a file imports, or takes from a module that it imported, though it begins with an underscore."""
+    tree = ast.parse(path.read_text(), path)
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            taken = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] not in OURS_AND_TYPES:
+            modules |= {alias.asname or alias.name for alias in node.names}
+            taken = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in taken if "._" in f".{name}" and not name.startswith("__future__"))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id in modules and node.attr.startswith("_") and not node.attr.endswith("__"):
+            yield f"{node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
 def test_no_folder_holds_more_than_a_dozen_files(package: str) -> None:
     folders = {path.parent for path in sources(package)}
     crowded = [str(folder.relative_to(ROOT)) for folder in folders if len(list(folder.glob("*.py"))) > 12]

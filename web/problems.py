@@ -45,6 +45,7 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from discovery.errors import UnknownInstance
+from discovery.text import shortened
 from manifest_cache.storage.database import SchemaMismatch, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -395,8 +396,3 @@ def _named_faults(faults: Sequence[tuple[str, str]], shown: int = 5) -> Iterator
         yield f"{name}: {message}" if name else message
     if len(faults) > shown:
         yield f"and {len(faults) - shown} more"
-
-
-def shortened(text: str, limit: int = 80) -> str:
-    """What a client sent, in quotes and short enough to be repeated to it."""
-    return repr(text if len(text) <= limit else f"{text[: limit - 1]}…")

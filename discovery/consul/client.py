@@ -9,17 +9,12 @@ AsyncConsulClient offer the same operations, the one returning results, the othe
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
 import re
 import ssl
-import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    asynccontextmanager,
     contextmanager,
 )
 from functools import wraps
@@ -32,9 +27,9 @@ from yarl import URL
 
 from discovery import tracing
 from discovery.consul import api as consul_calls
-from discovery.consul.api import Call, Reply
+from discovery.consul.call import Call, Reply
 from discovery.consul.config import ConsulConfig
-from discovery.consul.network_errors import network_fault
+from discovery.consul.network_errors import cannot_be_sent, network_fault, retry_after, what_is_late
 from discovery.errors import (
     ConfigError,
     DiscoveryError,
@@ -43,6 +38,8 @@ from discovery.errors import (
     RegistryUnavailable,
     UnknownInstance,
 )
+from discovery.http.bounded_body import BoundedBody
+from discovery.http.connection_slots import ConnectionSlots, NoneFree
 from discovery.http.session import KEEPALIVE, close_session, open_session
 
 P = ParamSpec("P")
@@ -52,8 +49,6 @@ T = TypeVar("T")
 _TRANSFER_LIMIT = 60.0
 # All instances of a big cluster are some 5 MB; whatever is far bigger is no answer of Consul's.
 _MAX_ANSWER_BYTES = 256 * 2**20
-# To zlib: with a header and a checksum of gzip's.
-_GZIP = 16 + zlib.MAX_WBITS
 # Beats that come each ten seconds or so, and quiet minutes between blocking queries, keep theirs.
 _IDLE_CONNECTION_LIMIT = 60.0
 
@@ -130,7 +125,7 @@ class _Border:
             httpx.HTTPError,
             httpx.InvalidURL,
             aiohttp.ClientError,
-            _NoneFree,
+            NoneFree,
             OSError,
             ValueError,
         ) as error:
@@ -139,14 +134,14 @@ class _Border:
 
     def _diagnosis(self, call: Call[Any], error: Exception) -> tuple[str, type[DiscoveryError]]:
         limit = self.config.timeout
-        late = _late(error)
+        late = what_is_late(error)
         if late == "free":
             return f"all {self._max_connections} connections are in use", RegistryUnavailable
         if late == "connect":
             return f"no connection within {limit:g} s: check CONSUL_HTTP_ADDR", RegistryUnavailable
         if late is not None:
             return f"no answer within {limit + call.hold:g} s", RegistryUnavailable
-        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError) or _cannot_be_sent(error):
+        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError) or cannot_be_sent(error):
             return f"cannot be sent: {error}", RegistryRejected
         return network_fault(error), RegistryUnavailable
 
@@ -172,7 +167,7 @@ class _Border:
         if status in (401, 403):
             raise PermissionDenied(told + _PERMISSION_ADVICE.get(status, ""), status=status)
         if status in (408, 429) or status >= 500:
-            raise RegistryUnavailable(told, retry_after=_retry_after(reply.headers), status=status)
+            raise RegistryUnavailable(told, retry_after=retry_after(reply.headers), status=status)
         raise RegistryRejected(told + self._advice(reply), status=status)
 
     def _advice(self, reply: Reply) -> str:
@@ -194,49 +189,6 @@ class _Border:
             text = text.replace(self.config.token, "***")
         line = " ".join(text[:1000].split())
         return line if len(line) <= 200 else line[:200] + "…"
-
-
-class _Body:
-    """Gathers an answer's parts, up to a size, and up to a time after the first."""
-
-    def __init__(self, name: str, limit: int, seconds: float) -> None:
-        self._name = name
-        self._limit = limit
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def add(self, part: bytes) -> None:
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + self._seconds
-        self._size += len(part)
-        if self._size > self._limit:
-            raise self._is_too_big()
-        if now > self._deadline:
-            raise RegistryUnavailable(f"{self._name}: the answer came too slowly and was not awaited")
-        self._parts.append(part)
-
-    def read(self) -> bytes:
-        return b"".join(self._parts)
-
-    def unpacked(self, coding: str) -> bytes:
-        """All of it, unpacked; it is bounded too."""
-        if coding in ("", "identity"):
-            return self.read()
-        if coding not in ("gzip", "x-gzip"):
-            raise RegistryUnavailable(f"{self._name}: the answer is packed by {coding!r}, not by gzip")
-        try:
-            content = zlib.decompressobj(_GZIP).decompress(self.read(), self._limit + 1)
-        except zlib.error as error:
-            raise RegistryUnavailable(f"{self._name}: the answer cannot be unpacked: {error}") from error
-        if len(content) > self._limit:
-            raise self._is_too_big()
-        return content
-
-    def _is_too_big(self) -> RegistryUnavailable:
-        return RegistryUnavailable(f"{self._name}: the answer is bigger than {self._limit} bytes")
 
 
 class ConsulClient(_Border):
@@ -288,7 +240,7 @@ class ConsulClient(_Border):
             "extensions": self._extensions,
         }
         with self._traced(call), self._translated(call), self._http.stream(**request) as response:
-            body = _Body(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
+            body = BoundedBody(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
             for part in response.iter_bytes():
                 body.add(part)
         return self._result(call, Reply(response.status_code, response.headers, body.read()))
@@ -340,16 +292,16 @@ class AsyncConsulClient(_Border):
             self._sent_always["Authorization"] = aiohttp.encode_basic_auth(*config.auth)
         # Read now: a certificate that cannot be used is a fault of the settings.
         self._ssl_context = self._tls
-        self._places = _Places(max_connections)
+        self._slots = ConnectionSlots(max_connections)
         self._session: aiohttp.ClientSession | None = None
         self.api = consul_calls.Api(self.send)
 
     async def send(self, call: Call[T]) -> T:
         self._refuse_dots(call)
         name = self._name(call)
-        body = _Body(name, self._max_answer_bytes, _TRANSFER_LIMIT)
+        body = BoundedBody(name, self._max_answer_bytes, _TRANSFER_LIMIT)
         with self._traced(call), self._translated(call):
-            async with self._places.free(self.config.timeout), self._request(call) as response:
+            async with self._slots.free(self.config.timeout), self._request(call) as response:
                 async for part in response.content.iter_any():
                     body.add(part)
         content = body.unpacked(response.headers.get("content-encoding", "").lower())
@@ -422,60 +374,6 @@ def _base_url(config: ConsulConfig) -> httpx.URL:
         raise ConfigError([f"CONSUL_HTTP_ADDR: {config.address!r} is no address: {error}"]) from error
 
 
-def _cannot_be_sent(error: Exception) -> bool:
-    """Whether it is aiohttp's word for a header or an address that has no place in HTTP."""
-    # A certificate that is not trusted is a ValueError to Python, too.
-    return isinstance(error, ValueError) and not isinstance(error, OSError | aiohttp.ClientOSError)
-
-
-class _NoneFree(Exception):
-    """All connections are in use."""
-
-
-class _Places:
-    """As many as there may be connections at once."""
-
-    def __init__(self, number: int) -> None:
-        self._free = asyncio.Semaphore(number)
-
-    @asynccontextmanager
-    async def free(self, limit: float) -> AsyncIterator[None]:
-        """Holds one of them. Raises _NoneFree if none is free within `limit` seconds."""
-        try:
-            async with asyncio.timeout(limit if self._free.locked() else None):
-                await self._free.acquire()
-        except TimeoutError as exc:
-            raise _NoneFree from exc
-        try:
-            yield
-        finally:
-            self._free.release()
-
-
-def _late(error: Exception) -> str | None:
-    """What took too long, in one word; None if nothing did."""
-    kinds: dict[type[Exception], str] = {
-        _NoneFree: "free",
-        httpx.PoolTimeout: "free",
-        httpx.ConnectTimeout: "connect",
-        aiohttp.ConnectionTimeoutError: "connect",
-        httpx.TimeoutException: "answer",
-        aiohttp.SocketTimeoutError: "answer",
-    }
-    return next((what for kind, what in kinds.items() if isinstance(error, kind)), None)
-
-
 def _tells_of_unknown_check(call: Call[Any], status: int, text: str) -> bool:
     # Older Consuls, 1.8 among them, have no status of its own for a check that they do not know.
     return call.absent is UnknownInstance and status == 500 and "does not have associated TTL" in text
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The pause in seconds that a server asks for, which it may write as a number or as a date."""
-    text = headers.get("retry-after", "")
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None

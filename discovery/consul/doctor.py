@@ -8,7 +8,7 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from discovery.consul.api import Call, Reply
+from discovery.consul.call import Call, Reply
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.lock_permissions import missing_rights

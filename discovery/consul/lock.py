@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from discovery.consul.api import Call
+from discovery.consul.call import Call
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.errors import DiscoveryError, PermissionDenied, UnknownInstance

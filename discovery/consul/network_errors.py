@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import email.utils
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import aiohttp
+import httpx
+
+from discovery.http.connection_slots import NoneFree
 
 
 def network_fault(error: BaseException) -> str:
@@ -48,3 +53,33 @@ def _tls_fault(error: ssl.SSLError) -> str:
     if "CERTIFICATE" in reason:
         return f"the server refuses our certificate ({reason}): check CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY"
     return f"TLS failed: {reason}"
+
+
+def cannot_be_sent(error: Exception) -> bool:
+    """Whether it is aiohttp's word for a header or an address that has no place in HTTP."""
+    # A certificate that is not trusted is a ValueError to Python, too.
+    return isinstance(error, ValueError) and not isinstance(error, OSError | aiohttp.ClientOSError)
+
+
+def what_is_late(error: Exception) -> str | None:
+    """What took too long, in one word; None if nothing did."""
+    kinds: dict[type[Exception], str] = {
+        NoneFree: "free",
+        httpx.PoolTimeout: "free",
+        httpx.ConnectTimeout: "connect",
+        aiohttp.ConnectionTimeoutError: "connect",
+        httpx.TimeoutException: "answer",
+        aiohttp.SocketTimeoutError: "answer",
+    }
+    return next((what for kind, what in kinds.items() if isinstance(error, kind)), None)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The pause in seconds that a server asks for, which it may write as a number or as a date."""
+    text = headers.get("retry-after", "")
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

@@ -15,7 +15,7 @@ from discovery.announce.own_address import own_address_towards
 from discovery.announce.registrar import MayRestore, first_of, fitting
 from discovery.announce.road import FAR_PAUSE, NEAR_PAUSE, Road, RoadOptions
 from discovery.base import Health
-from discovery.consul.api import Call
+from discovery.consul.call import Call
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.errors import UnknownInstance

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from aiohttp import ClientResponse
@@ -214,6 +214,17 @@ class _Progress:
         return f"{self.received} bytes of the document had come"
 
 
+class _Decompressor(Protocol):
+    """What `zlib.decompressobj` makes: its own type has no public name."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
 class _Body:
     """Gathers a body chunk by chunk, never more of it than allowed, and decompresses gzip on the way."""
 
@@ -244,7 +255,7 @@ class _Body:
             raise self._failure("empty", "answered 200 with an empty body: it must send a manifest")
         return bytes(self._content)
 
-    def _decompressor(self, encoding: str) -> zlib._Decompress | None:
+    def _decompressor(self, encoding: str) -> _Decompressor | None:
         if encoding in ("identity", ""):
             return None
         if encoding in ("gzip", "x-gzip"):
@@ -252,7 +263,7 @@ class _Body:
         reason = f"answered with Content-Encoding {quoted(encoding)}: only gzip and none are taken"
         raise self._failure("bad-encoding", reason)
 
-    def _decompressed(self, gzip: zlib._Decompress, chunk: bytes) -> bytes:
+    def _decompressed(self, gzip: _Decompressor, chunk: bytes) -> bytes:
         # One byte more than allowed tells that there is more, without making room for all of it.
         room = self._limit + 1 - len(self._content)
         try:

@@ -11,33 +11,35 @@ from typing import Any
 from sqlmodel import SQLModel
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
-from discovery.text import quoted
 from manifest_cache.ledger.event_log import EventLog, described, described_error
 from manifest_cache.ledger.fetch_schedule import FetchSchedule
+from manifest_cache.ledger.instance_rows import (
+    asked_at,
+    definition_of,
+    harmless,
+    has_place,
+    is_row_of,
+    key_of,
+    remembered_of,
+    tombstone_fields,
+)
+from manifest_cache.ledger.loaded_rows import LoadedRows
 from manifest_cache.ledger.module_summary import HEALTHY, ModuleSummary, new_module
 from manifest_cache.manifest import ParsedManifest
 from manifest_cache.metrics import DOUBTS
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.models import (
     InstanceRow,
-    ManifestRow,
-    ModuleRow,
     SourceRow,
     TombstoneRow,
     utc_now,
 )
 from manifest_cache.storage.raw_rows import WriteTransaction
 from manifest_cache.storage.raw_statements import statements
-from manifest_cache.storage.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 
 _CONTACT_RESOLUTION = timedelta(seconds=5)
-# An index of PostgreSQL holds no more of a row, in bytes; the name of the source is a part of it too.
-_LONGEST_KEY = 2500
-# So many characters are kept of why a registry cannot be reached: it may have answered with a whole page.
-_LONGEST_REASON = 1000
-_REMEMBERED = set(TombstoneRow.model_fields) - {"key", "gone_at"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Refresh:
     not_well: int
 
 
-class Ledger:
+class Ledger(LoadedRows):
     """One transaction's worth of changes; `close` settles what they add up to and writes the events.
 
     A transaction of `Database.writing` is all it works on, so that state and events are committed
@@ -57,18 +59,7 @@ class Ledger:
     """
 
     def __init__(self, writing: WriteTransaction, settings: CacheSettings) -> None:
-        self.now = utc_now()
-        self._writing = writing
-        self._sources = UnitOfWork(writing, SourceRow)
-        self._modules = UnitOfWork(writing, ModuleRow)
-        self._manifests = UnitOfWork(writing, ManifestRow)
-        self._instances = UnitOfWork(writing, InstanceRow)
-        self._tombstones = UnitOfWork(writing, TombstoneRow)
-        self._source_named: dict[str, SourceRow] = {}
-        self._module_named: dict[str, ModuleRow] = {}
-        self._manifest_of: dict[tuple[str, str], ManifestRow] = {}
-        self._digests: set[str] = set()
-        self._instances_of: dict[str, list[InstanceRow]] = {}
+        super().__init__(writing, utc_now())
         self._new_tombstones: dict[tuple[str, InstanceKey], TombstoneRow] = {}
         self._new_modules: set[str] = set()
         self._dirty_modules: dict[str, str] = {}
@@ -90,42 +81,7 @@ class Ledger:
     def instance_of(self, source: str, key: InstanceKey) -> InstanceRow | None:
         """The instance that a source knows by this key."""
         self._load([key.module])
-        return next((row for row in self._instances_of[key.module] if _is(row, source, key)), None)
-
-    def _load(self, names: Iterable[str]) -> None:
-        """Loads the modules of these names, and all their instances, that were not loaded yet."""
-        unknown = [name for name in names if name not in self._instances_of]
-        self._module_named |= {row.name: row for row in self._modules.load("name", unknown)}
-        self._instances_of |= {name: [] for name in unknown}
-        for row in self._instances.load("module", unknown):
-            self._instances_of[row.module].append(row)
-
-    def _source(self, name: str) -> SourceRow:
-        if name not in self._source_named:
-            self._source_named |= {row.name: row for row in self._sources.load("name", [name])}
-        if name not in self._source_named:
-            self._source_named[name] = self._sources.add(
-                name=name,
-                registry_name=name.partition("/")[0],
-                connected=False,
-                reason=None,
-                since=self.now,
-                last_contact=None,
-                instances=0,
-                doubt=None,
-                accept_requested=False,
-            )
-        return self._source_named[name]
-
-    def _manifest(self, module: str, digest: str) -> ManifestRow | None:
-        self._load_manifests([digest])
-        return self._manifest_of.get((module, digest))
-
-    def _load_manifests(self, digests: Collection[str]) -> None:
-        unknown = set(digests) - self._digests
-        self._digests |= unknown
-        found = self._manifests.load("digest", unknown)
-        self._manifest_of |= {(row.module, row.digest): row for row in found}
+        return next((row for row in self._instances_of[key.module] if is_row_of(row, source, key)), None)
 
     # What registries tell
 
@@ -138,15 +94,18 @@ class Ledger:
         names = self._names_in(change)
         self._load(names)
         rows = {
-            _key(row): row for name in names for row in self._instances_of[name] if row.source == source.name
+            key_of(row): row
+            for name in names
+            for row in self._instances_of[name]
+            if row.source == source.name
         }
-        present = {instance.key: instance for instance in change.present if _has_place(instance)}
+        present = {instance.key: instance for instance in change.present if has_place(instance)}
         gone = set(rows).difference(present) if change.complete else set(change.gone).intersection(rows)
         self._open_modules(sorted({key.module for key in present}), source)
         self._add([instance for key, instance in present.items() if key not in rows], source)
         for key, instance in present.items():
             if key in rows:
-                self._alter(rows[key], _definition(instance), instance.health)
+                self._alter(rows[key], definition_of(instance), instance.health)
         self._remove([rows[key] for key in sorted(gone)], source)
 
     def _names_in(self, change: Change) -> set[str]:
@@ -166,7 +125,7 @@ class Ledger:
 
     def lost(self, lost: Lost) -> None:
         """Notes that a source cannot be reached; what it said last still stands."""
-        source, reason = self._source(lost.source), _harmless(lost.reason)
+        source, reason = self._source(lost.source), harmless(lost.reason)
         if source.connected or source.reason != reason:
             was = {"connected": source.connected, "reason": source.reason}
             if source.connected:
@@ -228,7 +187,7 @@ class Ledger:
         """Takes away the tombstones of instances that come back."""
         keys = {(source.name, instance.key) for instance in instances}
         stored = self._tombstones.load("id", {key.id for _, key in keys})
-        back = [row for row in stored if (row.source, _key(row)) in keys]
+        back = [row for row in stored if (row.source, key_of(row)) in keys]
         back += [self._new_tombstones.pop(key) for key in keys & self._new_tombstones.keys()]
         self._tombstones.remove(back, "key")
 
@@ -239,7 +198,7 @@ class Ledger:
             "module": instance.module,
             "node": instance.node,
             "id": instance.id,
-            **_definition(instance),
+            **definition_of(instance),
             "health": instance.health,
             "version": None,
             "digest": None,
@@ -263,10 +222,10 @@ class Ledger:
         if not (definition_changed or health_changed):
             return
         became_healthy = row.health not in HEALTHY and health in HEALTHY
-        asked_at = _asked_at(row)
+        was_asked_at = asked_at(row)
         for name, value in definition.items():
             setattr(row, name, value)
-        if _asked_at(row) != asked_at:
+        if asked_at(row) != was_asked_at:
             # What is elsewhere may be other and bear the same ETag.
             row.etag = None
         row.health = health
@@ -285,8 +244,8 @@ class Ledger:
         for row in rows:
             self._dirty_modules[row.module] = row.registry_name
             self._log.instance("instance.removed", row, was=described(row))
-            self._new_tombstones[row.source, _key(row)] = self._tombstones.add(
-                **_tombstone_fields(row), gone_at=self.now
+            self._new_tombstones[row.source, key_of(row)] = self._tombstones.add(
+                **tombstone_fields(row), gone_at=self.now
             )
         gone = {id(row) for row in rows}
         for name in {row.module for row in rows}:
@@ -298,7 +257,7 @@ class Ledger:
         """Removes a module that has no instances; returns how many manifests and tombstones went with it."""
         self._load([name])
         module = self._module_named.pop(name)
-        self._log.add("module.forgotten", module=name, was=_remembered_of(module), reason=reason)
+        self._log.add("module.forgotten", module=name, was=remembered_of(module), reason=reason)
         gone = [
             statements(SQLModel.metadata.tables[table], self._writing.dialect).delete(
                 self._writing.cursor, "module", [name]
@@ -422,60 +381,3 @@ class Ledger:
         for table in (self._sources, self._modules, self._manifests, self._instances, self._tombstones):
             table.write()
         return self._log.write()
-
-
-def _has_place(instance: ServiceInstance) -> bool:
-    """Whether an instance can be known by its key; one that cannot is said to be left out."""
-    # No character takes more than four bytes.
-    if 4 * sum(map(len, instance.key)) <= _LONGEST_KEY:
-        return True
-    if (size := sum(len(part.encode()) for part in instance.key)) <= _LONGEST_KEY:
-        return True
-    logger.warning(
-        "left out, as its module, node and id have %d bytes, and %d are allowed: module=%s instance=%s",
-        size,
-        _LONGEST_KEY,
-        quoted(instance.module),
-        quoted(instance.id),
-    )
-    return False
-
-
-def _harmless(reason: str) -> str:
-    """Words of a registry, or of whatever answers in its place, without what a database or terminal minds."""
-    return "".join(letter if letter.isprintable() else "�" for letter in reason[:_LONGEST_REASON])
-
-
-def _is(row: InstanceRow, source: str, key: InstanceKey) -> bool:
-    # The id tells most apart, and costs least.
-    return row.id == key.id and row.source == source and _key(row) == key
-
-
-def _key(row: InstanceRow | TombstoneRow) -> InstanceKey:
-    return InstanceKey(row.module, row.node, row.id)
-
-
-def _asked_at(row: InstanceRow) -> tuple[object, ...]:
-    """All that decides from where a manifest is fetched."""
-    return row.scheme, row.address, row.port, row.meta.get("manifest_path")
-
-
-def _remembered_of(module: ModuleRow) -> dict[str, Any]:
-    """What a module without instances was."""
-    return {name: getattr(module, name) for name in ("status", "version", "digest", "title")}
-
-
-def _tombstone_fields(row: InstanceRow) -> dict[str, Any]:
-    """What is remembered of an instance that is gone."""
-    return {name: getattr(row, name) for name in _REMEMBERED}
-
-
-def _definition(instance: ServiceInstance) -> dict[str, Any]:
-    return {
-        "address": instance.address,
-        "port": instance.port,
-        "scheme": instance.scheme,
-        "datacenter": instance.datacenter,
-        "tags": list(instance.tags),
-        "meta": dict(instance.meta),
-    }

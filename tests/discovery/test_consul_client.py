@@ -18,7 +18,7 @@ from consul import base
 
 from discovery.consul import api as consul_calls
 from discovery.consul import client as consul_client
-from discovery.consul.api import Answer
+from discovery.consul.call import Answer
 from discovery.consul.client import AsyncConsulClient, ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.dev_agent import free_ports

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from discovery.base import Change, Health, Lost, ServiceInstance
-from discovery.consul.api import Call
+from discovery.consul.call import Call
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.watch.catalog_state import CatalogState

@@ -22,7 +22,7 @@ from flask.testing import FlaskClient
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-import discovery.consul.metrics
+import discovery.consul.watch.metrics
 import manifest_cache.metrics
 import web.telemetry.metrics
 from tests.cli.command import wait_until_gone
@@ -216,7 +216,7 @@ def test_what_others_say_makes_no_line_of_its_own(
 def test_every_metric_is_told_of(client: FlaskClient, cache: Cache) -> None:
     kept = {
         metric.name
-        for module in (discovery.consul.metrics, manifest_cache.metrics, web.telemetry.metrics)
+        for module in (discovery.consul.watch.metrics, manifest_cache.metrics, web.telemetry.metrics)
         for one in vars(module).values()
         if isinstance(one, MetricWrapperBase)
         for metric in one.collect()

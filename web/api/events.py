@@ -6,9 +6,10 @@ from flask import Blueprint, Response, request
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from discovery.text import shortened
 from web.api.endpoint import read
 from web.api.read import Read, cursor_behind, page, place_behind
-from web.problems import BadParameter, CannotWait, EventsGone, shortened
+from web.problems import BadParameter, CannotWait, EventsGone
 from web.request_context import StreamStart, context_of
 from web.schemas.parsing import JSON
 from web.schemas.requests import EventsQuery

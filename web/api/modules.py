@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from flask import Blueprint
 
+from discovery.text import shortened
 from manifest_cache.storage import models
 from manifest_cache.storage.reader import ModuleFilter
 from web.api.endpoint import read
 from web.api.read import Read, broken_cursor, cursor_behind, list_of, page, place_behind
-from web.problems import NoManifest, Problem, UnknownManifest, UnknownModule, shortened
+from web.problems import NoManifest, Problem, UnknownManifest, UnknownModule
 from web.rendering.module_json import Shape
 from web.schemas.requests import (
     AS_ITS_SCHEMA,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint
 
+from discovery.text import shortened
 from manifest_cache.ingest.store import Store
 from web.api.endpoint import asking
-from web.problems import UnknownModule, shortened
+from web.problems import UnknownModule
 from web.schemas.refresh_text import told
 from web.schemas.requests import ModulePath
 from web.schemas.responses import RefreshAsked

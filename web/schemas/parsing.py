@@ -15,9 +15,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from discovery.text import shortened
 from manifest_cache.errors import ManifestInvalid
 from manifest_cache.manifest import strict_json
-from web.problems import BadParameter, InvalidBody, Problem, WrongContentType, shortened
+from web.problems import BadParameter, InvalidBody, Problem, WrongContentType
 
 JSON = "application/json"
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}

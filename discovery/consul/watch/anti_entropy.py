@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from typing import Any, NamedTuple
 
 from discovery.base import InstanceKey, ServiceInstance
-from discovery.consul.api import Answer
-from discovery.consul.metrics import ANTI_ENTROPY_REPAIRS
+from discovery.consul.call import Answer
 from discovery.consul.watch.catalog_state import CatalogState
+from discovery.consul.watch.metrics import ANTI_ENTROPY_REPAIRS
 from discovery.consul.watch.queries import BlockingQuery, Queries, node_path, service_path
 
 logger = logging.getLogger(__name__)

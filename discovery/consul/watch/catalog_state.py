@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from discovery.base import Health, InstanceKey, ServiceInstance
+from discovery.consul.watch.known_instance import (
+    KnownInstance,
+    addresses_of,
+    by_place,
+    first_of,
+    has_unwell_checks,
+    is_maintenance,
+    is_same,
+    read_instance,
+    text_of,
+)
 from discovery.validation import asking_fault
 
 logger = logging.getLogger(__name__)
 
 # Characters of a module's name, a node's and an id together: more fit into no index of SQL.
 _LONGEST_KEY = 600
-_HIGHEST_PORT = 65535
 # What is left out is told once each, up to this number.
 _MOST_TOLD = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """An instance as `health/service` told it, at an index, with the health that its checks had then.
-
-    It `inherits` its address where it has none of its own: then it is its node's. `written` is the
-    index at which its registration was last written.
-    """
-
-    instance: ServiceInstance
-    index: int
-    unwell: frozenset[Health]
-    inherits: bool
-    written: int
-
-
-_WELL: frozenset[Health] = frozenset()
 _SEVERITY = {Health.PASSING: 0, Health.WARNING: 1, Health.CRITICAL: 2, Health.MAINTENANCE: 2}
 
 
@@ -50,7 +43,7 @@ class CatalogState:
     def __init__(self, tag: str) -> None:
         self.names: dict[str, tuple[str, ...]] = {}
         self._tag = tag
-        self._known: dict[str, dict[InstanceKey, _Known]] = {}
+        self._known: dict[str, dict[InstanceKey, KnownInstance]] = {}
         # By nodes in lower case, as checks are: to Consul a node that is written otherwise is the same.
         self._on_node: dict[str, set[InstanceKey]] = {}
         self._checks: dict[Health, dict[tuple[str, str], frozenset[str]]] = {}
@@ -113,15 +106,15 @@ class CatalogState:
     def is_smaller_by_node(self, services: Mapping[str, Iterable[str]], nodes: Sequence[Any]) -> bool:
         """Whether `catalog/nodes` names fewer nodes, and can be asked for each, than there are modules."""
         fewer = 0 < len(nodes) < len(self._modules(services))
-        return fewer and not any(map(asking_fault, _addresses(nodes)))
+        return fewer and not any(map(asking_fault, addresses_of(nodes)))
 
     def apply_node(self, data: Mapping[str, Any], index: int) -> None:
         """Takes an answer of `catalog/node/NODE` at first sight: the checks are taken after all of these."""
         self._surveyed_at = max(self._surveyed_at, index)
         for service in (data.get("Services") or {}).values():
             written = int(service.get("ModifyIndex") or 0)
-            siblings = self._known.get(_text(service.get("Service")), {})
-            known = _read({"Node": data.get("Node"), "Service": service}, written, _first(siblings))
+            siblings = self._known.get(text_of(service.get("Service")), {})
+            known = read_instance({"Node": data.get("Node"), "Service": service}, written, first_of(siblings))
             if known and self._is_taken(known) and known.instance.module in self.names:
                 key = known.instance.key
                 self._known.setdefault(key.module, {})[key] = known
@@ -135,9 +128,9 @@ class CatalogState:
         """
         before = self._written
         now = self._written = {
-            (_text(check.get("Node")), _text(check.get("CheckID"))): (
+            (text_of(check.get("Node")), text_of(check.get("CheckID"))): (
                 int(check.get("ModifyIndex") or 0),
-                _text(check.get("ServiceName")),
+                text_of(check.get("ServiceName")),
             )
             for check in checks
             if check.get("ServiceName") in self.names
@@ -165,7 +158,7 @@ class CatalogState:
     def contradicted(self, name: str, entries: Iterable[Any], index: int) -> set[Health]:
         """The states that an answer of `health/service/NAME` tells of, and newer watches do not."""
         # Mostly there is none, and reading an answer takes longer than looking for them.
-        unwell = [entry for entry in entries if _has_unwell_checks(entry)]
+        unwell = [entry for entry in entries if has_unwell_checks(entry)]
         return {
             state
             for known in self._instances_of(name, unwell, index).values()
@@ -182,7 +175,7 @@ class CatalogState:
         their instances seems to be better: a check that left this state may have gone over to the
         other one, or be gone with its instance, and the answers that tell of it may be yet to come.
         """
-        before, now = self._checks.get(state, {}), _by_place(checks)
+        before, now = self._checks.get(state, {}), by_place(checks)
         self._checks[state], self._index[state] = now, max(index, self._surveyed_at)
         affected = set(self._read_ahead)
         for where in before.keys() | now.keys():
@@ -194,7 +187,7 @@ class CatalogState:
 
     def apply_nodes(self, nodes: Iterable[Any], index: int) -> list[ServiceInstance]:
         """Takes an answer of `catalog/nodes`; returns the instances whose address is another."""
-        self._addresses = _addresses(nodes)
+        self._addresses = addresses_of(nodes)
         self._addresses_index = index
         return self._altered(
             key
@@ -212,23 +205,27 @@ class CatalogState:
 
     def differs_in_checks(self, state: Health, checks: Iterable[Any]) -> bool:
         """The same of an answer of `health/state/STATE`."""
-        return _by_place(checks) != self._checks.get(state)
+        return by_place(checks) != self._checks.get(state)
 
     def differs_in_addresses(self, nodes: Iterable[Any]) -> bool:
         """The same of an answer of `catalog/nodes`."""
-        return _addresses(nodes) != self._addresses
+        return addresses_of(nodes) != self._addresses
 
     def differing(self, name: str, entries: Iterable[Any]) -> list[InstanceKey]:
         """The instances that an answer of `health/service/NAME` tells of otherwise, but for their health."""
         known, found = self._known.get(name, {}), self._instances_of(name, entries, 0)
-        return [key for key in known.keys() | found.keys() if not _is_same(known.get(key), found.get(key))]
+        return [key for key in known.keys() | found.keys() if not is_same(known.get(key), found.get(key))]
 
     def differing_on_node(self, node: str, services: Iterable[Any]) -> set[str]:
         """The modules of which an answer of `catalog/node/NODE` tells that a service was written, or went."""
         on_node = self._on_node.get(node.lower(), ())
         known = {(key.module, key.id, self._known[key.module][key].written) for key in on_node}
         told = {
-            (_text(service.get("Service")), _text(service.get("ID")), int(service.get("ModifyIndex") or 0))
+            (
+                text_of(service.get("Service")),
+                text_of(service.get("ID")),
+                int(service.get("ModifyIndex") or 0),
+            )
             for service in services
             if self._tag in (service.get("Tags") or ()) and not service.get("Kind")
         }
@@ -254,16 +251,18 @@ class CatalogState:
             if self._tag in (tags or ()) and (name in self.names or not asking_fault(name))
         }
 
-    def _instances_of(self, name: str, entries: Iterable[Any], index: int) -> dict[InstanceKey, _Known]:
-        found: dict[InstanceKey, _Known] = {}
+    def _instances_of(
+        self, name: str, entries: Iterable[Any], index: int
+    ) -> dict[InstanceKey, KnownInstance]:
+        found: dict[InstanceKey, KnownInstance] = {}
         for entry in entries:
-            known = _read(entry, index, _first(found))
+            known = read_instance(entry, index, first_of(found))
             # To Consul, names are the same that differ by case only: it answers with the instances of all.
             if known and self._is_taken(known) and known.instance.module == name:
                 found[known.instance.key] = known
         return found
 
-    def _is_taken(self, known: _Known) -> bool:
+    def _is_taken(self, known: KnownInstance) -> bool:
         """Whether it is a module's instance, and one that can be kept."""
         key = known.instance.key
         if self._tag not in known.instance.tags:
@@ -315,28 +314,28 @@ class CatalogState:
             and _SEVERITY[self._health(self._known[key.module][key])] < _SEVERITY[told.health]
         )
 
-    def _address(self, known: _Known) -> str:
+    def _address(self, known: KnownInstance) -> str:
         if not known.inherits or self._addresses_index < known.index:
             return known.instance.address
         return self._addresses.get(known.instance.node) or known.instance.address
 
-    def _health(self, known: _Known) -> Health:
+    def _health(self, known: KnownInstance) -> Health:
         unwell = {state for state in (Health.CRITICAL, Health.WARNING) if self._is_unwell(known, state)}
         if Health.CRITICAL not in unwell:
             return Health.WARNING if Health.WARNING in unwell else Health.PASSING
         return Health.MAINTENANCE if self._in_maintenance(known) else Health.CRITICAL
 
-    def _is_unwell(self, known: _Known, state: Health) -> bool:
+    def _is_unwell(self, known: KnownInstance, state: Health) -> bool:
         if self._index.get(state, 0) < known.index:
             return state in known.unwell
         return bool(self._check_ids(known, state))
 
-    def _in_maintenance(self, known: _Known) -> bool:
+    def _in_maintenance(self, known: KnownInstance) -> bool:
         if self._index.get(Health.CRITICAL, 0) < known.index:
             return Health.MAINTENANCE in known.unwell
-        return any(_is_maintenance(check) for check in self._check_ids(known, Health.CRITICAL))
+        return any(is_maintenance(check) for check in self._check_ids(known, Health.CRITICAL))
 
-    def _check_ids(self, known: _Known, state: Health) -> frozenset[str]:
+    def _check_ids(self, known: KnownInstance, state: Health) -> frozenset[str]:
         checks = self._checks.get(state, {})
         key = known.instance.key
         node = key.node.lower()
@@ -355,96 +354,3 @@ class CatalogState:
             self._on_node[node].discard(key)
             if not self._on_node[node]:
                 del self._on_node[node]
-
-
-def _first(found: Mapping[InstanceKey, _Known]) -> ServiceInstance | None:
-    return next((known.instance for known in found.values()), None)
-
-
-def _read(entry: Any, index: int, sibling: ServiceInstance | None) -> _Known | None:
-    """One entry of `health/service`; None for what is no instance of a module, a sidecar proxy say.
-
-    What it has in common with a sibling, another instance of the module, is kept once.
-    """
-    node, service = entry.get("Node") or {}, entry.get("Service") or {}
-    if service.get("Kind"):
-        return None
-    meta: Mapping[str, str] = {
-        _shared(name): _shared(value) for name, value in (service.get("Meta") or {}).items()
-    }
-    tags = tuple([_shared(tag) for tag in service.get("Tags") or ()])
-    if sibling is not None:
-        meta = sibling.meta if sibling.meta == meta else meta
-        tags = sibling.tags if sibling.tags == tags else tags
-    instance = ServiceInstance(
-        module=_shared(service.get("Service")),
-        id=_text(service.get("ID")),
-        address=_shared(service.get("Address")) or _shared(node.get("Address")),
-        port=_port(service.get("Port")),
-        scheme=meta.get("scheme", "http"),
-        node=_shared(node.get("Node")),
-        datacenter=_shared(node.get("Datacenter")),
-        tags=tags,
-        meta=meta,
-    )
-    unwell = set()
-    for check in entry.get("Checks") or ():
-        if check.get("Status") in {Health.CRITICAL, Health.WARNING}:
-            unwell.add(Health(check["Status"]))
-        if check.get("Status") == Health.CRITICAL and _is_maintenance(_text(check.get("CheckID"))):
-            unwell.add(Health.MAINTENANCE)
-    return _Known(
-        instance,
-        index,
-        frozenset(unwell) if unwell else _WELL,
-        inherits=not service.get("Address"),
-        written=int(service.get("ModifyIndex") or 0),
-    )
-
-
-def _port(value: Any) -> int:
-    """A port to connect to; 0 for whatever is none, which Consul takes as well."""
-    return value if isinstance(value, int) and 0 < value <= _HIGHEST_PORT else 0
-
-
-def _has_unwell_checks(entry: Any) -> bool:
-    return any(check.get("Status") != Health.PASSING for check in entry.get("Checks") or ())
-
-
-def _is_same(one: _Known | None, other: _Known | None) -> bool:
-    """Whether two readings tell of the same registration: an inherited address is none of its own."""
-    if one is None or other is None:
-        return one is other
-    if one.inherits and other.inherits:
-        return one.instance == replace(other.instance, address=one.instance.address)
-    return one.instance == other.instance
-
-
-def _by_place(checks: Iterable[Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """The ids of checks by their node, in lower case, and service; those of a node have no service."""
-    grouped: dict[tuple[str, str], set[str]] = {}
-    for check in checks:
-        where = (_text(check.get("Node")).lower(), _text(check.get("ServiceID")))
-        grouped.setdefault(where, set()).add(_text(check.get("CheckID")))
-    return {where: frozenset(ids) for where, ids in grouped.items()}
-
-
-def _addresses(nodes: Iterable[Any]) -> dict[str, str]:
-    return {_text(node.get("Node")): _text(node.get("Address")) for node in nodes}
-
-
-def _is_maintenance(check_id: str) -> bool:
-    return check_id == "_node_maintenance" or check_id.startswith("_service_maintenance:")
-
-
-def _text(value: Any) -> str:
-    """Text that every database takes: without NUL and without halves of surrogate pairs."""
-    text = str(value or "")
-    if text.isascii() and "\x00" not in text:
-        return text
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _shared(value: Any) -> str:
-    """The same of what many instances have alike, each kept once."""
-    return sys.intern(_text(value))

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from discovery.base import Lost, Watcher
-from discovery.consul.api import Answer
+from discovery.consul.call import Answer
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.errors import DiscoveryError, PermissionDenied, RegistryRejected, RegistryUnavailable

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 
 from discovery.base import Health
-from discovery.consul.api import Answer
+from discovery.consul.call import Answer
 from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.queries import BlockingQuery, Queries, QueryTimedOut, node_path
 from discovery.errors import RegistryUnavailable

@@ -15,9 +15,9 @@ import time
 from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
-from discovery.consul.api import Answer, Consistency
+from discovery.consul.call import Answer, Consistency
 from discovery.consul.client import AsyncConsulClient
-from discovery.consul.metrics import CONSUL_QUERIES, CONSUL_QUERIES_IN_FLIGHT
+from discovery.consul.watch.metrics import CONSUL_QUERIES, CONSUL_QUERIES_IN_FLIGHT
 from discovery.errors import DiscoveryError, RegistryUnavailable
 from discovery.timing.backoff import Backoff
 

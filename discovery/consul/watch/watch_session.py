@@ -11,11 +11,11 @@ from contextlib import aclosing
 from functools import partial
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
-from discovery.consul.api import Answer
-from discovery.consul.metrics import WATCH_RESTARTS
+from discovery.consul.call import Answer
 from discovery.consul.watch.anti_entropy import AntiEntropy, Watched
 from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.initial_scan import InitialScan
+from discovery.consul.watch.metrics import WATCH_RESTARTS
 from discovery.consul.watch.queries import (
     BlockingQuery,
     IndexWentBack,
