@@ -120,11 +120,17 @@ class Site:
             "Address": self.network.hosts["module"].address,
             "Port": 8000,
         }
-        self._asking["module"].put("/v1/agent/service/register", json=said).raise_for_status()
+        eventually(lambda: self._is_done("/v1/agent/service/register", said), limit=LIMIT)
 
     def deregister(self, id_: str) -> None:
-        path = f"/v1/agent/service/deregister/{id_}"
-        self._asking["module"].put(path).raise_for_status()
+        eventually(lambda: self._is_done(f"/v1/agent/service/deregister/{id_}"), limit=LIMIT)
+
+    def _is_done(self, path: str, said: Json | None = None) -> bool:
+        """Whether the agent beside the module did it: it may be asking a server that was just cut off."""
+        with suppress(httpx.TimeoutException):
+            self._asking["module"].put(path, json=said).raise_for_status()
+            return True
+        return False
 
     def leader(self) -> str:
         """The host of the server that the others take for the leader."""
