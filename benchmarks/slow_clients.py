@@ -1,6 +1,6 @@
 """How well Lictor reads to others while many clients are slow, silent, deaf or speak no HTTP.
 
-Each kind of such clients is held by a process of its own, which opens anew what the server cuts off.
+Each kind of such clients is held by a process of its own, which opens again what the server cuts off.
 Beside them wrk reads one module from two processes of Lictor; alone it does so just before. Counted are
 the ratio of the rates, and the 99th percentile of the latency beside them.
 

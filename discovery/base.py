@@ -33,7 +33,7 @@ class ServiceInstance:
     """One running copy of a module, as its registry announces it.
 
     `address` is a literal IP address or a host name without port, `port` is 0 where the registry
-    knows none, `scheme` is `http` or `https` (or what the registry says, unchecked: whoever
+    knows none, `scheme` is `http` or `https` (or what the registry says, unchecked: a caller that
     fetches refuses others). `datacenter` and `node` are empty where the registry has no such thing.
     """
 
@@ -50,7 +50,7 @@ class ServiceInstance:
     key: InstanceKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Made once: whoever keeps instances has them by their key.
+        # Made once: instances are looked up by their key.
         object.__setattr__(self, "key", InstanceKey(self.module, self.node, self.id))
 
 
@@ -88,7 +88,7 @@ class Watcher(Protocol):
     `watch` first yields one complete change with everything, then a change whenever something
     may have changed, and an empty one now and then as a sign of life. It raises
     `RegistryUnavailable` or `RegistryRejected` when the source cannot be followed any longer: its
-    caller waits and calls `watch` again, which starts with a complete change anew. It ends only
+    caller waits and calls `watch` again, which starts with a complete change again. It ends only
     by being closed or cancelled, and holds no connection after that.
     """
 

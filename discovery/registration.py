@@ -135,7 +135,7 @@ class Registration:
         self._road = road
         self._scope = road.scope(announced)
         self._starting = threading.RLock()
-        self._keeper: KeepAlive | None = None
+        self._keep_alive: KeepAlive | None = None
         self._owner = 0
         self._said: tuple[Health, str] | None = None
 
@@ -150,28 +150,28 @@ class Registration:
     @property
     def registered(self) -> bool:
         """Whether the registry has confirmed the instance, and is not known to have lost it since."""
-        return self._keeper is not None and self._keeper.registered.is_set()
+        return self._keep_alive is not None and self._keep_alive.registered.is_set()
 
     @property
     def state(self) -> State:
-        if self._keeper is not None:
-            return self._keeper.state
+        if self._keep_alive is not None:
+            return self._keep_alive.state
         return State.INHERITED if self._owner else State.STOPPED
 
     @property
     def reason(self) -> str:
         """Why it is not registered; empty while it is."""
-        return self._keeper.reason if self._keeper is not None else ""
+        return self._keep_alive.reason if self._keep_alive is not None else ""
 
     def start(self) -> Self:
         """Begins to keep the instance registered and returns at once; does nothing if it is started."""
         with self._starting:
-            if self._keeper is None or not self._keeper.is_kept:
+            if self._keep_alive is None or not self._keep_alive.is_kept:
                 self._start()
         return self
 
     def _start(self) -> None:
-        previous = process_exit.enter(self._scope, self)
+        previous = process_exit.track(self._scope, self)
         predecessor = previous.replaced() if isinstance(previous, Registration) else None
         keeper = KeepAlive(
             f"{self.name} ({self.id}) at {self._road.name}",
@@ -182,7 +182,7 @@ class Registration:
         )
         if self._said is not None:
             keeper.report(*self._said)
-        self._keeper, self._owner = keeper, os.getpid()
+        self._keep_alive, self._owner = keeper, os.getpid()
         keeper.start()
 
     def stop(self, timeout: float = STOP_LIMIT) -> None:
@@ -192,17 +192,17 @@ class Registration:
         registration of this process has taken its place.
         """
         self._owner = 0
-        keeper = self._keeper
+        keeper = self._keep_alive
         if keeper is not None:
             # A caller that waits less leaves the rest to the thread.
-            keeper.ask_to_stop(withdraw=True, limit=max(timeout, STOP_LIMIT))
+            keeper.ask_to_stop(deregister=True, limit=max(timeout, STOP_LIMIT))
         # Until it has ended, the end of the process waits for it: here Ctrl-C may end the waiting.
         if keeper is None or keeper.wait_ended(timeout):
-            process_exit.leave(self._scope, self)
+            process_exit.untrack(self._scope, self)
 
     def wait_registered(self, timeout: float | None = None) -> bool:
         """Waits, `timeout` seconds at most, for the registry to confirm the instance; whether it has."""
-        return self._keeper is not None and self._keeper.registered.wait(timeout)
+        return self._keep_alive is not None and self._keep_alive.registered.wait(timeout)
 
     def report(self, health: Health | str, note: str = "") -> None:
         """Says how the module is, from now on: passing, warning or critical, and why.
@@ -220,8 +220,8 @@ class Registration:
                 "or call start() here first"
             )
         self._said = Health(health), note
-        if self._keeper is not None:
-            self._keeper.report(*self._said)
+        if self._keep_alive is not None:
+            self._keep_alive.report(*self._said)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -239,27 +239,27 @@ class Registration:
 
     def ask_to_stop(self) -> None:
         """Begins the end of it, with the process's."""
-        if self._keeper is not None:
-            self._keeper.ask_to_stop(withdraw=True, limit=process_exit.END_LIMIT)
+        if self._keep_alive is not None:
+            self._keep_alive.ask_to_stop(deregister=True, limit=process_exit.END_LIMIT)
 
     def wait_ended(self, limit: float) -> bool:
-        return self._keeper is None or self._keeper.wait_ended(limit)
+        return self._keep_alive is None or self._keep_alive.wait_ended(limit)
 
     def replaced(self) -> KeepAlive | None:
         """Ends it without deregistering, for another takes its place; returns who is to be waited for."""
-        if self._keeper is not None:
-            self._keeper.ask_to_stop(withdraw=False)
-        return self._keeper
+        if self._keep_alive is not None:
+            self._keep_alive.ask_to_stop(deregister=False)
+        return self._keep_alive
 
     def become_inherited(self) -> None:
         """In a forked child: the thread is not here, and its work is the owner's, while that lives."""
         # Whoever held it is not here.
         self._starting = threading.RLock()
-        keeper, self._keeper = self._keeper, None
+        keeper, self._keep_alive = self._keep_alive, None
         if keeper is not None:
             keeper.forget()
         if self._owner:
-            process_exit.stand_by(self._owner, self._take_over)
+            process_exit.take_over_on_exit(self._owner, self._take_over)
 
     def _take_over(self) -> None:
         if self.state is State.INHERITED:

@@ -54,7 +54,7 @@ class WriterThread:
         self._calls.put(run)
         return await future
 
-    async def patiently(
+    async def run_with_retry(
         self, what: str, function: Callable[..., Result], *args: Any, **kwargs: Any
     ) -> Result:
         """The result of a call of the database, which is tried again until the database serves."""

@@ -80,7 +80,7 @@ class CacheSettings(DiscoverySettings):
     deregister_after: Duration = Field(
         default=600.0,
         ge=1,
-        description="How long a pushed instance may be critical for want of heartbeats before it is removed, "
+        description="How long a pushed instance may be critical for lack of heartbeats before it is removed, "
         "unless it registered with another time.",
     )
 

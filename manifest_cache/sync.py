@@ -21,7 +21,7 @@ from manifest_cache.fetch.scheduler import Fetching
 from manifest_cache.ingest.batches import batches
 from manifest_cache.ingest.inbox import Inbox
 from manifest_cache.ingest.plausibility import Accept, PlausibilityFilter, Update
-from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.push_registry import PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.leader.election import Election, own_name
 from manifest_cache.metrics import STORING_SECONDS
@@ -29,7 +29,7 @@ from manifest_cache.retention.housekeeping import Housekeeping
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, FencedDatabase, StoreUnavailable
 from manifest_cache.storage.models import utc_now
-from manifest_cache.wakeup import LONGEST, wake
+from manifest_cache.wakeup import LONGEST, wait_for
 from manifest_cache.webhooks.service import Webhooks
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class LeaderTerm:
         self._settings = settings
         self._database = database
         self._store = Store(self._database, settings)
-        self._push = PushRegistry(self._database, settings)
+        self._push = PushTables(self._database, settings)
         self._registries = registries
         self._inbox = Inbox()
         self._plausibility = PlausibilityFilter({registry.name: registry.policy for registry in registries})
@@ -111,7 +111,7 @@ class LeaderTerm:
                 asyncio.TaskGroup() as self._group,
             ):
                 group = self._group
-                self._fetching = Fetching(fetcher, self._store, self._patiently)
+                self._fetching = Fetching(fetcher, self._store, self._run_with_retry)
                 group.create_task(self._fetching.run(), name="fetch")
                 group.create_task(self._follow_registries(), name="follow registries")
                 group.create_task(self._write_changes(), name="write changes")
@@ -126,13 +126,13 @@ class LeaderTerm:
             self._thread.close(_CLOSING)
 
     async def _begin(self) -> None:
-        await self._patiently("check the schema", self._database.check_schema)
-        await self._patiently("read sources", self._store.mark_unfollowed, self._settings.registries)
-        await self._patiently("extend leases", self._push.extend)
-        self._plausibility.start_from(await self._patiently("read instances", self._store.believed))
+        await self._run_with_retry("check the schema", self._database.check_schema)
+        await self._run_with_retry("read sources", self._store.mark_unfollowed, self._settings.registries)
+        await self._run_with_retry("extend leases", self._push.extend)
+        self._plausibility.start_from(await self._run_with_retry("read instances", self._store.believed))
 
     async def _follow_registries(self) -> None:
-        known = await self._patiently("read sources", self._store.sources)
+        known = await self._run_with_retry("read sources", self._store.sources)
         for registry in self._registries:
             following = self._follow_registry(registry, known)
             self._group.create_task(following, name=f"follow registry {registry.name}")
@@ -154,7 +154,7 @@ class LeaderTerm:
         while True:
             heard_at, updates = await self._next_updates()
             for portion in batches(updates) if updates else ():
-                applied = await self._patiently("write changes", self._store.apply, portion)
+                applied = await self._run_with_retry("write changes", self._store.apply, portion)
                 STORING_SECONDS.observe(time.monotonic() - heard_at)
                 # What falls due by this is known: the schedule need not be read for it.
                 self._fetching.begin_due(applied.due)
@@ -179,14 +179,14 @@ class LeaderTerm:
         known: set[str] = set()
         while True:
             self._requests.clear()
-            requested = await self._patiently("read requests", self._store.accept_requests)
+            requested = await self._run_with_retry("read requests", self._store.accept_requests)
             for source in requested:
                 # A request stands until its source was heard, which may take days.
                 if source not in known:
                     logger.warning("accepted by an operator source=%s", source)
                 self._inbox.put(Accept(source))
             known = set(requested)
-            await wake(self._requests)
+            await wait_for(self._requests)
 
     async def _expire(self) -> None:
         looked_at = utc_now()
@@ -194,10 +194,10 @@ class LeaderTerm:
             self._leases.clear()
             if utc_now() - looked_at > _ASLEEP:
                 # Whoever was silent meanwhile may have slept as well.
-                await self._patiently("extend leases", self._push.extend)
-            following = await self._patiently("expire leases", self._push.expire)
+                await self._run_with_retry("extend leases", self._push.extend)
+            following = await self._run_with_retry("expire leases", self._push.expire)
             looked_at = utc_now()
-            await wake(self._leases, following)
+            await wait_for(self._leases, following)
 
     async def _notice_commits(self) -> None:
         """Wakes the schedule when a web worker took in a registration, or an operator asked for something."""
@@ -234,11 +234,11 @@ class LeaderTerm:
         finally:
             ended.set()
 
-    async def _patiently(
+    async def _run_with_retry(
         self, what: str, function: Callable[..., Result], *args: Any, **kwargs: Any
     ) -> Result:
         """Calls the database until it serves; nothing that was learnt is dropped meanwhile."""
-        return await self._thread.patiently(what, function, *args, **kwargs)
+        return await self._thread.run_with_retry(what, function, *args, **kwargs)
 
 
 def _fetch_config(settings: CacheSettings) -> FetchConfig:

@@ -11,7 +11,7 @@ from manifest_cache.storage.models import utc_now
 LONGEST = 5.0
 
 
-async def wake(event: asyncio.Event, until: datetime | None = None) -> None:
+async def wait_for(event: asyncio.Event, until: datetime | None = None) -> None:
     """Waits for the event, until a moment, and never for long."""
     seconds = LONGEST if until is None else (until - utc_now()).total_seconds()
     try:

@@ -87,7 +87,7 @@ def test_lictor_may_lead(lictor: ConsulClient) -> None:
 
     async def hold() -> None:
         made.append(ConsulLock(lictor.config, key="lictor/leader", holder="me"))
-        made[0].seek(had_it=True)
+        made[0].request(had_it=True)
         await made[0].run()
 
     with Beside(hold):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from flask import Flask, current_app
 
-from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.push_registry import PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.storage.commit_signal import CommitWatch
 from manifest_cache.storage.database import Database, StoreUnavailable
@@ -72,10 +72,10 @@ class Backend:
         return index
 
     @contextmanager
-    def push(self) -> Iterator[PushRegistry]:
+    def push(self) -> Iterator[PushTables]:
         """The push registry. Raises SchemaMismatch or StoreUnavailable."""
         with self._checked() as database:
-            yield PushRegistry(database, self.settings)
+            yield PushTables(database, self.settings)
 
     @contextmanager
     def store(self) -> Iterator[Store]:

@@ -107,7 +107,7 @@ def _check_address() -> None:
             return
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As a server would: ports of connections that ended lately are free.
+            # As a server would: ports of connections that ended recently are free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(tuple(address))
             probe.listen(1)

@@ -175,7 +175,7 @@ class InstanceNotRegistered(Problem):
     slug, status = "instance-not-registered", 404
     title = "The instance is not registered"
     meaning = (
-        "No instance with this id is registered by push for this module: it was removed for want of "
+        "No instance with this id is registered by push for this module: it was removed for lack of "
         "heartbeats, deregistered, or registered in another registry."
     )
     advice = "Register it again: `POST /api/v1/modules/register`."
@@ -214,9 +214,9 @@ class EventsGone(Problem):
     title = "Events behind this index are not kept any longer"
     meaning = "The log is asked for from an index on behind which events were deleted for their age."
     advice = (
-        "Read the modules anew, and go on with the events after the index of that answer. `after=0` asks for "
-        "all events that are kept; `oldest` is the index of the first of them. LICTOR_EVENT_RETENTION says "
-        "how long they are kept."
+        "Read the modules again, and go on with the events after the index of that answer. `after=0` asks "
+        "for all events that are kept; `oldest` is the index of the first of them. LICTOR_EVENT_RETENTION "
+        "says how long they are kept."
     )
 
 

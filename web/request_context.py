@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from web.api.read import Facts
+    from web.api.read import CacheInfo
     from web.waiting.event_tail import EventFilter
 
 _KEY = "lictor.context"
@@ -33,7 +33,7 @@ class RequestContext:
     request_id: str | None = None
     can_wait: bool = False
     route: str = "none"
-    facts: Facts | None = None
+    facts: CacheInfo | None = None
     stream: StreamStart | None = None
 
 

@@ -33,7 +33,7 @@ _THREAD = "register "
 
 
 def _of_other_threads(record: logging.LogRecord) -> bool:
-    """Keeps each heartbeat's request out of the module's log, where httpx would tell of it at INFO."""
+    """Keeps each heartbeat's request out of the module's log, where httpx would log it at INFO."""
     return record.levelno > logging.INFO or not (record.threadName or "").startswith(_THREAD)
 
 
@@ -51,7 +51,7 @@ class State(StrEnum):
 class KeepAlive:
     """Registers, renews and at last deregisters one instance, in a daemon thread with its own loop.
 
-    `connect` makes the announcer, within that loop. `longest_pause` bounds the pause between tries
+    `connect` makes the registrar, within that loop. `longest_pause` bounds the pause between tries
     while the registry is away. A `predecessor` is waited for, so that of two keepers of one id the
     later one has the last word.
     """
@@ -60,7 +60,7 @@ class KeepAlive:
         self,
         instance: str,
         connect: Callable[[], Registrar],
-        siblings: PeerLock,
+        peers: PeerLock,
         *,
         longest_pause: float,
         predecessor: KeepAlive | None = None,
@@ -70,7 +70,7 @@ class KeepAlive:
         self.registered = threading.Event()
         self._instance = instance
         self._connect = connect
-        self._siblings = siblings
+        self._peers = peers
         self._predecessor = predecessor
         self._pauses = Backoff(0.1, longest_pause)
         self._refusals = Backoff(2.0, 60.0)
@@ -78,8 +78,8 @@ class KeepAlive:
         self._attempted = False
         self._known = False
         self._said: tuple[Health, str] | None = None
-        self._announcer: Registrar | None = None
-        self._withdraw = True
+        self._registrar: Registrar | None = None
+        self._deregister = True
         self._stop_limit = STOP_LIMIT
         # No Event: a signal's handler that stops it as well would wait for that one's lock.
         self._is_stopping = False
@@ -92,10 +92,10 @@ class KeepAlive:
         logging.getLogger("httpx").addFilter(_of_other_threads)
         self._thread.start()
 
-    def ask_to_stop(self, *, withdraw: bool, limit: float = STOP_LIMIT) -> None:
-        """Begins the end; with `withdraw` the instance is deregistered unless others stand for it."""
+    def ask_to_stop(self, *, deregister: bool, limit: float = STOP_LIMIT) -> None:
+        """Begins the end; with `deregister` the instance is deregistered unless others stand for it."""
         if not self._is_stopping:
-            self._withdraw, self._stop_limit = withdraw, limit
+            self._deregister, self._stop_limit = deregister, limit
             self._is_stopping = True
             self._in_loop(self._end.set)
 
@@ -114,11 +114,11 @@ class KeepAlive:
 
     def forget(self) -> None:
         """For a forked child: the thread is its parent's, and so is the lock."""
-        self._siblings.forget()
+        self._peers.forget()
 
     def _pass_on_report(self) -> None:
-        if self._announcer is not None and self._said is not None:
-            self._announcer.report(*self._said)
+        if self._registrar is not None and self._said is not None:
+            self._registrar.report(*self._said)
 
     def _in_loop(self, action: Callable[[], None]) -> None:
         """Does something in the loop; before there is one, `_live` looks at what was asked for."""
@@ -144,23 +144,23 @@ class KeepAlive:
         self._loop = asyncio.get_running_loop()
         if self._is_stopping:
             return
-        announcer = self._announcer = self._connect()
+        registrar = self._registrar = self._connect()
         self._pass_on_report()
-        keeping = asyncio.create_task(self._keep(announcer), name=f"keep {self._instance} registered")
+        keeping = asyncio.create_task(self._keep(registrar), name=f"keep {self._instance} registered")
         try:
             await self._end.wait()
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-            await self._depart(announcer)
+            await self._depart(registrar)
         finally:
-            self._siblings.leave()
-            await announcer.aclose()
+            self._peers.leave()
+            await registrar.aclose()
 
-    async def _keep(self, announcer: Registrar) -> None:
-        await self._siblings.join()
+    async def _keep(self, registrar: Registrar) -> None:
+        await self._peers.join()
         while True:
             try:
-                await self._keep_once(announcer)
+                await self._keep_once(registrar)
                 continue
             except RegistryUnavailable as exc:
                 pause = max(self._pauses.next(), min(exc.retry_after or 0.0, _LONGEST_ADVISED_PAUSE))
@@ -175,18 +175,18 @@ class KeepAlive:
                 self._failed(State.UNAVAILABLE, repr(exc), pause)
             await asyncio.sleep(pause)
 
-    async def _keep_once(self, announcer: Registrar) -> None:
-        """Announces, unless the registry still knows the instance, and holds until it must be done anew."""
-        if self._known and not await announcer.is_announced(self._siblings.is_newest):
+    async def _keep_once(self, registrar: Registrar) -> None:
+        """Registers, unless the registry still knows it, and keeps it alive until it must register again."""
+        if self._known and not await registrar.is_announced(self._peers.is_newest):
             await self._renew("the registry was away, and does not know it any more")
         if not self._known:
             self._attempted = True
-            await announcer.announce()
+            await registrar.register()
             self._known = True
         self._succeeded()
         since = time.monotonic()
         try:
-            reason = await announcer.hold(self._siblings.is_newest)
+            reason = await registrar.keep_alive(self._peers.is_newest)
         except UnknownInstance as exc:
             reason = str(exc)
         finally:
@@ -225,16 +225,16 @@ class KeepAlive:
             self.registered.clear()
             self.state, self.reason = state, reason
 
-    async def _depart(self, announcer: Registrar) -> None:
-        if not (self._withdraw and self._attempted):
+    async def _depart(self, registrar: Registrar) -> None:
+        if not (self._deregister and self._attempted):
             return
-        if not self._siblings.alone():
+        if not self._peers.is_last():
             logger.info("%s stays registered: another process on this machine keeps it", self._instance)
             return
         try:
-            # A little less than whoever waits for this has, so that the outcome is logged in time.
+            # A little less than the caller waits, so that the outcome is logged in time.
             async with asyncio.timeout(self._stop_limit * 0.9):
-                await announcer.withdraw()
+                await registrar.deregister()
         except (TimeoutError, RegistryUnavailable, RegistryRejected) as exc:
             why = str(exc) or f"no answer within {self._stop_limit:g} s"
             logger.warning("%s could not be deregistered: %s", self._instance, why)

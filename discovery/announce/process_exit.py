@@ -38,7 +38,7 @@ _lock = threading.RLock()
 _hooked = False
 
 
-def enter(key: str, running: Running) -> Running | None:
+def track(key: str, running: Running) -> Running | None:
     """Counts something in under a key; returns what was there under the same key."""
     with _lock:
         _hook()
@@ -47,7 +47,7 @@ def enter(key: str, running: Running) -> Running | None:
     return previous
 
 
-def leave(key: str, running: Running) -> None:
+def untrack(key: str, running: Running) -> None:
     with _lock:
         if _running.get(key) is running:
             del _running[key]
@@ -105,7 +105,7 @@ def _after_fork_in_child() -> None:
         running.become_inherited()
 
 
-def stand_by(owner: int, take_over: Callable[[], None]) -> None:
+def take_over_on_exit(owner: int, take_over: Callable[[], None]) -> None:
     """In a forked child: calls `take_over` when the process that owns a registration is gone.
 
     A child of multiprocessing never takes over: it works for its parent, and does not serve in its stead.

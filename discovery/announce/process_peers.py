@@ -50,7 +50,7 @@ class PeerLock:
         word = os.pread(self._file, 100, 0)
         return word == self._word or not _lives(word)
 
-    def alone(self) -> bool:
+    def is_last(self) -> bool:
         """Whether nobody else keeps the registration; if so, nobody joins until this one leaves.
 
         It is asked on leaving only: of several that leave at once, one at least hears yes.
@@ -63,7 +63,7 @@ class PeerLock:
     def leave(self) -> None:
         # A file that cannot be removed harms nobody.
         with contextlib.suppress(OSError):
-            if self._file is not None and self.alone():
+            if self._file is not None and self.is_last():
                 (_folder() / self._name).unlink(missing_ok=True)
         self.forget()
 

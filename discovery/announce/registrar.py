@@ -24,16 +24,16 @@ class Registrar(Protocol):
     helps only if somebody mends something), and nothing else on purpose.
     """
 
-    async def announce(self) -> None:
+    async def register(self) -> None:
         """Registers the instance; what is registered under its id is replaced."""
 
     async def is_announced(self, may_restore: MayRestore) -> bool:
         """Asks the registry whether the instance is still there as it was announced."""
 
-    async def hold(self, may_restore: MayRestore) -> str:
+    async def keep_alive(self, may_restore: MayRestore) -> str:
         """Keeps the instance registered; returns, with the reason, when it must be announced again."""
 
-    async def withdraw(self) -> None:
+    async def deregister(self) -> None:
         """Deregisters the instance; one that the registry does not know is no error."""
 
     def report(self, health: Health, note: str) -> None:

@@ -34,7 +34,7 @@ from discovery.push.registrar import url_faults
 
 __all__ = ["AsyncCatalog", "Catalog", "Changed", "Instance", "Module"]
 
-# How often the copy on disk is written anew at the most, in seconds, and how old it may become.
+# Shortest time between two writes of the copy on disk, and its longest age, in seconds.
 _COPY_PAUSE = 5.0
 _COPY_AGE = 60.0
 _CLOSING = 2.0
@@ -69,7 +69,7 @@ class _Watch:
 
 
 class _Follower:
-    """Follows Lictor in an event loop, and holds what is known for whoever asks from any thread."""
+    """Follows Lictor in an event loop, and holds what is known for callers in any thread."""
 
     def __init__(self, url: str, copy: Path | None, *, manifests: bool) -> None:
         self.url = url
@@ -194,7 +194,7 @@ class _Reads:
             raise NoInstance(f"no instance of {name!r} can be called: {why}")
         if how == "random":
             return random.choice(passing)
-        # Ordered, so that a view that is read anew does not begin its rounds elsewhere.
+        # Ordered, so that a view that is read again does not begin its rounds elsewhere.
         passing.sort(key=lambda one: (one.id, one.address, one.port))
         return passing[next(self._turns.setdefault(name, itertools.count())) % len(passing)]
 

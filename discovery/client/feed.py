@@ -33,7 +33,7 @@ _TIMEOUT = 5.0
 _SILENCE = 40.0
 # Events that come together are read together.
 _GATHER = 0.01
-# If more modules than these changed at once, all are read anew.
+# If more modules than these changed at once, all are read again.
 _MANY = 200
 _NAMES_A_REQUEST = 50
 # Characters: Lictor's web server takes lines of 8,190, and others on the way may take fewer.
@@ -82,7 +82,7 @@ class CatalogFeed:
                         await self._read_all(client)
                     await self._follow(client)
                 except _Gone as exc:
-                    logger.info("reading the catalog anew url=%s: %s", self._url, exc)
+                    logger.info("reading the catalog again url=%s: %s", self._url, exc)
                     # Who was told of it keeps it until all is read.
                     self._view = None
                 except (RegistryUnavailable, httpx.HTTPError) as exc:

@@ -17,7 +17,7 @@ import httpx
 from consul import base
 from pydantic_core import from_json
 
-from discovery.consul.call import Answer, Call, Consistency, Reading, Reply
+from discovery.consul.call import Call, Consistency, ConsulReply, ConsulResult, QueryOptions
 from discovery.errors import (
     DiscoveryError,
     PermissionDenied,
@@ -139,7 +139,7 @@ def _hold(params: Mapping[str, str]) -> float:
     return wait * 17 / 16
 
 
-def _library_response(reply: Reply, *, raw: bool) -> base.Response:
+def _library_response(reply: ConsulReply, *, raw: bool) -> base.Response:
     # python-consul2 has the bytes beside the text, py-consul instead of it where they are wanted.
     parts = {
         "code": reply.status,
@@ -193,7 +193,7 @@ def query(
     wait: float | None = None,
     consistency: Consistency = "default",
     dc: str | None = None,
-) -> Call[Answer]:
+) -> Call[ConsulResult]:
     """Reads an endpoint: `query("/v1/health/service/web", params={"passing": 1})`.
 
     `path` is that of the URL, `/v1` included, with what is put into it quoted; a flag among
@@ -222,42 +222,42 @@ def _consul_wait(seconds: float) -> str:
     return format_duration(max(seconds, 0.001))
 
 
-def health_state(state: str, **options: Unpack[Reading]) -> Call[Answer]:
+def health_state(state: str, **options: Unpack[QueryOptions]) -> Call[ConsulResult]:
     """The checks in `state`: any, passing, warning or critical."""
     return query(f"/v1/health/state/{_quoted(state)}", **options)
 
 
-def health_service(name: str, **options: Unpack[Reading]) -> Call[Answer]:
+def health_service(name: str, **options: Unpack[QueryOptions]) -> Call[ConsulResult]:
     """The instances of a service, with their nodes and checks."""
     return query(f"/v1/health/service/{_quoted(name)}", **options)
 
 
-def catalog_services(**options: Unpack[Reading]) -> Call[Answer]:
+def catalog_services(**options: Unpack[QueryOptions]) -> Call[ConsulResult]:
     """The names of all services, each with the union of its tags."""
     return query("/v1/catalog/services", **options)
 
 
-def catalog_nodes(**options: Unpack[Reading]) -> Call[Answer]:
+def catalog_nodes(**options: Unpack[QueryOptions]) -> Call[ConsulResult]:
     """All nodes, with their addresses."""
     return query("/v1/catalog/nodes", **options)
 
 
-def catalog_datacenters() -> Call[Answer]:
+def catalog_datacenters() -> Call[ConsulResult]:
     """The known datacenters' names; has no index."""
     return query("/v1/catalog/datacenters")
 
 
-def status_leader() -> Call[Answer]:
+def status_leader() -> Call[ConsulResult]:
     """The leader's address, or "" without one; has no index. A dead leader is named for a while."""
     return query("/v1/status/leader")
 
 
-def agent_self() -> Call[Answer]:
+def agent_self() -> Call[ConsulResult]:
     """The agent's own settings and membership; has no index."""
     return query("/v1/agent/self")
 
 
-def acl_self() -> Call[Answer]:
+def acl_self() -> Call[ConsulResult]:
     """The token in use, with its policies; has no index. PermissionDenied (401) where ACLs are off."""
     return query("/v1/acl/token/self")
 
@@ -330,14 +330,14 @@ def _of_instance(call: Call[Any]) -> Call[None]:
     return replace(call, parse=_nothing, absent=UnknownInstance)
 
 
-def _nothing(reply: Reply) -> None:
+def _nothing(reply: ConsulReply) -> None:
     """The status says it all."""
 
 
-def _answer(reply: Reply) -> Answer:
+def _answer(reply: ConsulReply) -> ConsulResult:
     headers = reply.headers
     contact = headers.get("x-consul-lastcontact", "")
-    return Answer(
+    return ConsulResult(
         # Of some megabytes the standard library's parser takes twice as long.
         data=from_json(reply.body),
         index=_number(headers.get("x-consul-index", "")),
@@ -357,7 +357,7 @@ def _truth(text: str | None) -> bool | None:
     return None if text is None else text.lower() == "true"
 
 
-def _service_and_hash(reply: Reply) -> tuple[dict[str, Any], str]:
+def _service_and_hash(reply: ConsulReply) -> tuple[dict[str, Any], str]:
     service = json.loads(reply.body)
     if not isinstance(service, dict):
         raise TypeError(f"an object was expected, not {type(service).__name__}")

@@ -14,7 +14,7 @@ Consistency = Literal["default", "stale", "consistent"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ConsulResult:
     """What Consul answered to a read.
 
     `index` is what the next blocking query passes on; it is 0, which means "do not block", where
@@ -31,7 +31,7 @@ class Answer:
     size: int = field(default=0, compare=False)
 
 
-class Reading(TypedDict, total=False):
+class QueryOptions(TypedDict, total=False):
     """The options of every read of the catalog: see `query`."""
 
     params: Mapping[str, str | int] | None
@@ -42,7 +42,7 @@ class Reading(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ConsulReply:
     """What came over the wire, complete and unpacked; the names of its headers are in lower case."""
 
     status: int
@@ -65,7 +65,7 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    parse: Callable[[Reply], T]
+    parse: Callable[[ConsulReply], T]
     params: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None

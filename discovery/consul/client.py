@@ -27,7 +27,7 @@ from yarl import URL
 
 from discovery import tracing
 from discovery.consul import api as consul_calls
-from discovery.consul.call import Call, Reply
+from discovery.consul.call import Call, ConsulReply
 from discovery.consul.config import ConsulConfig
 from discovery.consul.network_errors import cannot_be_sent, network_fault, retry_after, what_is_late
 from discovery.errors import (
@@ -71,7 +71,7 @@ def _async(
     return method
 
 
-class _Border:
+class _TranslatedErrors:
     """What both clients share: how a Call becomes a request, and a reply a result or an error."""
 
     def __init__(
@@ -145,7 +145,7 @@ class _Border:
             return f"cannot be sent: {error}", RegistryRejected
         return network_fault(error), RegistryUnavailable
 
-    def _result(self, call: Call[T], reply: Reply) -> T:
+    def _result(self, call: Call[T], reply: ConsulReply) -> T:
         """What `call` makes of the reply; raises what it means if it is no good one."""
         if not (200 <= reply.status < 300 or (reply.status == 404 and call.absent is None)):
             self._refuse(call, reply)
@@ -159,7 +159,7 @@ class _Border:
                 f"{self._excerpt(reply.text)!r}"
             ) from error
 
-    def _refuse(self, call: Call[Any], reply: Reply) -> NoReturn:
+    def _refuse(self, call: Call[Any], reply: ConsulReply) -> NoReturn:
         status, text = reply.status, self._excerpt(reply.text)
         told = f"{self._name(call)}: Consul answered {status}{': ' if text else ''}{text}"
         if call.absent is not None and (status == 404 or _tells_of_unknown_check(call, status, text)):
@@ -170,7 +170,7 @@ class _Border:
             raise RegistryUnavailable(told, retry_after=retry_after(reply.headers), status=status)
         raise RegistryRejected(told + self._advice(reply), status=status)
 
-    def _advice(self, reply: Reply) -> str:
+    def _advice(self, reply: ConsulReply) -> str:
         """What to do about a refusal, if the refusal tells."""
         if 300 <= reply.status < 400:
             target = self._excerpt(reply.headers.get("location", "another address"))
@@ -191,7 +191,7 @@ class _Border:
         return line if len(line) <= 200 else line[:200] + "…"
 
 
-class ConsulClient(_Border):
+class ConsulClient(_TranslatedErrors):
     """A client for threads: safe to share between them, each call blocks its own.
 
     Every call raises RegistryUnavailable, RegistryRejected or a child of that, and nothing else.
@@ -243,7 +243,7 @@ class ConsulClient(_Border):
             body = BoundedBody(self._name(call), self._max_answer_bytes, _TRANSFER_LIMIT)
             for part in response.iter_bytes():
                 body.add(part)
-        return self._result(call, Reply(response.status_code, response.headers, body.read()))
+        return self._result(call, ConsulReply(response.status_code, response.headers, body.read()))
 
     query = _sync(consul_calls.query)
     health_state = _sync(consul_calls.health_state)
@@ -272,7 +272,7 @@ class ConsulClient(_Border):
         self.close()
 
 
-class AsyncConsulClient(_Border):
+class AsyncConsulClient(_TranslatedErrors):
     """A client for one event loop: the methods of ConsulClient, to be awaited; those of `api` as well.
 
     Never more than `max_connections` connections are open. A call that is cancelled frees its own.
@@ -305,7 +305,7 @@ class AsyncConsulClient(_Border):
                 async for part in response.content.iter_any():
                     body.add(part)
         content = body.unpacked(response.headers.get("content-encoding", "").lower())
-        return self._result(call, Reply(response.status, response.headers, content))
+        return self._result(call, ConsulReply(response.status, response.headers, content))
 
     def _request(self, call: Call[Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:

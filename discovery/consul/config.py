@@ -298,7 +298,7 @@ def _token_faults(token: str) -> Sequence[str]:
     # The token itself is not quoted: this text ends up in logs.
     if token.isascii() and token.isprintable():
         return ()
-    return ("CONSUL_HTTP_TOKEN: the token holds a character that no HTTP header can carry: copy it anew",)
+    return ("CONSUL_HTTP_TOKEN: the token holds a character that no HTTP header can carry: copy it again",)
 
 
 def _pair_faults(certificate: Path | None, key: Path | None) -> Sequence[str]:

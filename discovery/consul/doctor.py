@@ -8,7 +8,7 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from discovery.consul.call import Call, Reply
+from discovery.consul.call import Call, ConsulReply
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.lock_permissions import missing_rights
@@ -171,5 +171,5 @@ def _clock(client: ConsulClient) -> CheckResult:
     return clock("consul clock", "Consul's", theirs + _DATE_RESOLUTION / 2 - ours, _DATE_RESOLUTION)
 
 
-def _date(reply: Reply) -> str:
+def _date(reply: ConsulReply) -> str:
     return str(reply.headers.get("Date", ""))

@@ -105,14 +105,14 @@ class ConsulLock:
         """Whether it is held for sure: it was so at the last look, and the check cannot have lapsed since."""
         return time.monotonic() < self._held_until
 
-    def seek(self, *, had_it: bool) -> None:
+    def request(self, *, had_it: bool) -> None:
         """Takes the lock as soon as it is free.
 
         When Consul was away, one who `had_it` before takes it at once, others leave him some time.
         """
         self._ask(True, had_it)
 
-    def forgo(self) -> None:
+    def release(self) -> None:
         """Frees the lock, and takes it no more."""
         self._held_until = 0.0
         self._ask(False, False)
@@ -170,7 +170,7 @@ class ConsulLock:
     async def _owner(self, client: AsyncConsulClient) -> str:
         """The session that holds the key, or "" if none does."""
         looking = asyncio.create_task(self._entry(client), name="look at the lock")
-        asked = asyncio.create_task(self._asked_anew.wait(), name="asked anew")
+        asked = asyncio.create_task(self._asked_anew.wait(), name="asked again")
         try:
             done, _ = await asyncio.wait({looking, asked}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -200,7 +200,7 @@ class ConsulLock:
         self._set_held(bool(await client.api.kv.put(self._key, value, acquire=session)))
 
     async def _living_session(self, client: AsyncConsulClient) -> str:
-        """The session, which is made anew only if Consul has ended it: another could hold the key for us."""
+        """The session, which is made again only if Consul has ended it: another could hold the key for us."""
         self._right = SESSION_RIGHT
         if not self._session or (await client.api.session.info(self._session))[1] is None:
             self._session = await client.send(self._session_call())

@@ -47,7 +47,7 @@ class ConsulAnnouncer:
         self._said = (Health.PASSING, "")
         self._news = asyncio.Event()
 
-    async def announce(self) -> None:
+    async def register(self) -> None:
         self._definition = definition(self._announcement, await self._address(), self._said[0])
         await self._client.register(self._definition, replace_existing_checks=False)
         await self._remove_stale_checks()
@@ -59,12 +59,12 @@ class ConsulAnnouncer:
             return False
         return not (self._altered(service) and may_restore())
 
-    async def hold(self, may_restore: MayRestore) -> str:
+    async def keep_alive(self, may_restore: MayRestore) -> str:
         if self._ttl_checks:
             return await first_of(self._watch(may_restore), self._beat())
         return await self._watch(may_restore)
 
-    async def withdraw(self) -> None:
+    async def deregister(self) -> None:
         try:
             await self._client.deregister(self._announcement.id)
         except UnknownInstance:

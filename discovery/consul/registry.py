@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from discovery.registry.check_result import CheckResult
     from discovery.settings import DiscoverySettings
 
-# Parts are imported where they are used: whoever needs a name only does not pay for all of Consul.
+# Imported where they are used: a caller that needs only the name does not pay for all of Consul.
 
 
 class ConsulRegistry(Registry):

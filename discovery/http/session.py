@@ -48,7 +48,7 @@ def open_session(
     """A client for the running event loop.
 
     `tls` is for https. Names are looked up by `resolver`, or by the system; each connection asks
-    anew. With `unix_socket` all requests go through that socket. Connections that were idle for
+    again. With `unix_socket` all requests go through that socket. Connections that were idle for
     `max_idle_seconds` are closed; with 0 none is used twice. `headers` are sent with each request.
     """
     kept: dict[str, Any] = (

@@ -65,7 +65,7 @@ class PushAnnouncer:
         self._news = asyncio.Event()
         self._probes: list[Probe] = []
 
-    async def announce(self) -> None:
+    async def register(self) -> None:
         address = await self._address()
         await self._aim_probes(
             Target(scheme=self._announcement.scheme, host=address, port=self._announcement.port)
@@ -96,10 +96,10 @@ class PushAnnouncer:
             return False
         return True
 
-    async def hold(self, may_restore: MayRestore) -> str:
+    async def keep_alive(self, may_restore: MayRestore) -> str:
         return await first_of(self._beat(), *(probe.run(self._news.set) for probe in self._probes))
 
-    async def withdraw(self) -> None:
+    async def deregister(self) -> None:
         try:
             await self._call("DELETE", f"{self._module}/instances/{_quoted(self._announcement.id)}")
         except UnknownInstance:
@@ -196,7 +196,7 @@ class PushAnnouncer:
     def _headers(self) -> dict[str, str]:
         token = self._token
         if self._token_file is not None:
-            # Read anew each time, so that a token can be replaced while the module runs.
+            # Read again each time, so that a token can be replaced while the module runs.
             try:
                 token = _token_in(self._token_file)
             except ValueError as exc:

@@ -35,7 +35,7 @@ class RegistryLock(Protocol):
     """A lock that elects a leader, held in a registry; it serves one event loop.
 
     `registry` is the name of the registry that holds it. `held` says whether it is held for sure,
-    and `changed` is set when that changes. `run` keeps asking for it between `seek` and `forgo`,
+    and `changed` is set when that changes. `run` keeps asking for it between `request` and `release`,
     until it is cancelled.
     """
 
@@ -45,9 +45,9 @@ class RegistryLock(Protocol):
     @property
     def held(self) -> bool: ...
 
-    def seek(self, *, had_it: bool) -> None: ...
+    def request(self, *, had_it: bool) -> None: ...
 
-    def forgo(self) -> None: ...
+    def release(self) -> None: ...
 
     async def run(self) -> None: ...
 

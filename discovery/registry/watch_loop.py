@@ -21,7 +21,7 @@ _STEADY = 60.0
 async def watch_with_retry(watcher: Watcher, backoff: Backoff | None = None) -> AsyncGenerator[Change | Lost]:
     """Everything that `watcher` tells, and a `Lost` each time that it fails; ends only when cancelled.
 
-    A failed watch is begun anew after a growing, jittered pause (default: 0.1 s to 30 s), so each
+    A failed watch is begun again after a growing, jittered pause (default: 0.1 s to 30 s), so each
     recovery starts with a complete change. Whatever else than a DiscoveryError a watch fails with
     is logged with its traceback, and treated the same: no registry ends the program.
     """

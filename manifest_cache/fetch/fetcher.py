@@ -37,7 +37,7 @@ from manifest_cache.manifest import ParsedManifest, parse_manifest
 
 # Larger documents are parsed in a thread, so that no other fetch waits for them.
 _PARSED_IN_PLACE = 32 * 1024
-# So many documents of the last are known by sight: the instances of a module serve the same one.
+# How many of the newest documents are recognized: the instances of a module serve the same one.
 _KNOWN_BY_SIGHT = 256
 
 _HEADERS = (
@@ -79,7 +79,7 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class NotModified:
+class ManifestUnchanged:
     """The instance still has the manifest that was known under `etag`."""
 
     etag: str
@@ -112,7 +112,9 @@ class ManifestFetcher:
     ) -> None:
         await self._client.aclose()
 
-    async def fetch(self, instance: ServiceInstance, *, etag: str | None = None) -> Fetched | NotModified:
+    async def fetch(
+        self, instance: ServiceInstance, *, etag: str | None = None
+    ) -> Fetched | ManifestUnchanged:
         """The instance's manifest, or word that it is still the one known under `etag`.
 
         Raises `FetchFailed` if no document can be had, and `ManifestInvalid` if it is no manifest
@@ -128,7 +130,7 @@ class ManifestFetcher:
         metrics.FETCHES.labels("fetched" if isinstance(result, Fetched) else "unchanged").inc()
         return result
 
-    async def _fetch(self, instance: ServiceInstance, etag: str | None) -> Fetched | NotModified:
+    async def _fetch(self, instance: ServiceInstance, etag: str | None) -> Fetched | ManifestUnchanged:
         url = manifest_url(instance, self.config.manifest_path)
         where = str(url)
         # First a place among those of the host, so as not to hold one of the others while waiting.
@@ -137,7 +139,7 @@ class ManifestFetcher:
                 attributes = {"lictor.module": instance.module, "url.full": where}
                 with tracing.span("fetch manifest", "client", attributes):
                     document = await self._document(url, where, etag)
-            if isinstance(document, NotModified):
+            if isinstance(document, ManifestUnchanged):
                 return document
             parsed = await self._parser.parse(document.body, instance.module, where)
             return Fetched(parsed, document.etag)
@@ -148,7 +150,7 @@ class ManifestFetcher:
             places = self._places_by_host[host] = asyncio.Semaphore(self.config.per_host)
         return places
 
-    async def _document(self, url: HttpURL, where: str, etag: str | None) -> _Document | NotModified:
+    async def _document(self, url: HttpURL, where: str, etag: str | None) -> _Document | ManifestUnchanged:
         progress = _Progress()
         try:
             async with asyncio.timeout(self.config.deadline):
@@ -161,13 +163,13 @@ class ManifestFetcher:
 
     async def _exchange(
         self, url: HttpURL, where: str, etag: str | None, progress: _Progress
-    ) -> _Document | NotModified:
+    ) -> _Document | ManifestUnchanged:
         headers = [*_HEADERS, *tracing.headers()]
         if etag is not None:
             headers.append(("If-None-Match", etag))
         async with self._client.request("GET", url, headers) as response:
             if etag is not None and response.status == HTTPStatus.NOT_MODIFIED:
-                return NotModified(etag)
+                return ManifestUnchanged(etag)
             _refuse_all_but_documents(response, where)
             body = _Body(where, response.headers, self.config.max_bytes)
             async for piece in response.content.iter_any():

@@ -12,24 +12,24 @@ from discovery.base import InstanceKey
 from manifest_cache.errors import ManifestError
 from manifest_cache.fetch.fetcher import ManifestFetcher
 from manifest_cache.ingest.store import FetchJob, Outcome, Store
-from manifest_cache.wakeup import wake
+from manifest_cache.wakeup import wait_for
 
 logger = logging.getLogger(__name__)
 
-Patiently: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
+RunWithRetry: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 """Calls a function of the database, named for the log, until it serves."""
 
-# So many jobs are taken from the schedule ahead of time, so that it is read seldom when much is due.
+# How many jobs are taken from the schedule at once, so that it is read seldom when much is due.
 _AHEAD = 1000
-# So many outcomes are written in one transaction at the most: it keeps others from writing.
+# Maximum number of outcomes in one transaction, which keeps others from writing.
 _BATCH = 500
-# So long outcomes are gathered for one transaction while more are coming than can be fetched at once.
+# How long to batch outcomes under load, in seconds.
 _GATHERING = 0.15
 # By what a host's places are divided while its last fetch timed out.
 _CAUTION = 5
-# So long the schedule is not read again while there is more to fetch than there are places for.
+# How long the schedule is not read again under load, in seconds.
 _BUSY_PAUSE = 0.2
-# Whoever waits for what made a fetch due is answered first, where a manifest is known already.
+# How long a refetch waits, in seconds, so that clients hear first of the change that made it due.
 _BEHIND_READERS = 0.01
 # What the schedule is read for can wait until what is known already has been begun.
 _BEHIND_OWN = 0.01
@@ -42,12 +42,12 @@ class Fetching:
     last fetch timed out: what hangs keeps neither other hosts waiting, nor all others on its own.
     """
 
-    def __init__(self, fetcher: ManifestFetcher, store: Store, patiently: Patiently) -> None:
+    def __init__(self, fetcher: ManifestFetcher, store: Store, run_with_retry: RunWithRetry) -> None:
         self._fetcher = fetcher
         self._store = store
-        self._patiently = patiently
+        self._run_with_retry = run_with_retry
         self._due = asyncio.Event()
-        # From being taken until its outcome is written; of an instance that registers anew the new job.
+        # From being taken until its outcome is written; of an instance that registers again the new job.
         self._taken: dict[tuple[str, InstanceKey], FetchJob] = {}
         self._waiting: dict[str, deque[FetchJob]] = {}
         self._running: Counter[str] = Counter()
@@ -98,7 +98,7 @@ class Fetching:
             following = None
             room = _AHEAD - len(self._taken)
             if room > 0 and self._has_places:
-                jobs, following = await self._patiently(
+                jobs, following = await self._run_with_retry(
                     "read due fetches",
                     self._store.due_fetches,
                     limit=room,
@@ -110,7 +110,7 @@ class Fetching:
             if self._is_busy:
                 # Each commit wakes, our own as well: there is enough to do without looking that often.
                 await asyncio.sleep(_BUSY_PAUSE)
-            await wake(self._due, following)
+            await wait_for(self._due, following)
 
     def _start(self) -> None:
         while self._has_places and (host := self._next_host()) is not None:
@@ -120,7 +120,7 @@ class Fetching:
                 # Behind the others: it is their turn.
                 self._waiting[host] = jobs
             if self._taken.get(job.key) is not job:
-                # The instance has registered anew since.
+                # The instance has registered again since.
                 continue
             self._running[host] += 1
             self._group.create_task(self._fetch(job), name=f"fetch {job.instance.id}")
@@ -143,7 +143,7 @@ class Fetching:
 
     @property
     def _crowded(self) -> frozenset[str]:
-        """The hosts of which so many jobs wait that no more need be taken."""
+        """The hosts with so many waiting jobs that no more are taken."""
         return frozenset(host for host, jobs in self._waiting.items() if len(jobs) >= self._limit(host))
 
     async def _fetch(self, job: FetchJob) -> None:
@@ -184,7 +184,7 @@ class Fetching:
                 await asyncio.sleep(_GATHERING)
             while not self._outcomes.empty() and len(outcomes) < _BATCH:
                 outcomes.append(self._outcomes.get_nowait())
-            await self._patiently("write manifests", self._store.apply_fetches, outcomes)
+            await self._run_with_retry("write manifests", self._store.apply_fetches, outcomes)
             for job, _ in outcomes:
                 if self._taken.get(job.key) is job:
                     del self._taken[job.key]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from discovery.base import Change, ServiceInstance
 from manifest_cache.ingest.plausibility import Update
 
-# A transaction of so many instances takes a tenth of a second, and a few MB.
+# Instances in one transaction: it takes a tenth of a second, and a few MB.
 _MOST = 1000
 
 

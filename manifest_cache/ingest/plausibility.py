@@ -15,7 +15,7 @@ from discovery.registry import Policy
 _BELIEVED = Policy(max_drop=1.0, doubt=0.0)
 
 AT_LEAST = 5
-"""So many instances must be missing at once, whatever the share, unless a source tells of none at all."""
+"""Minimum number missing before doubt applies; an empty answer is always doubted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Decision:
 
 @dataclass(slots=True)
 class SourceState:
-    """What one source tells now, beside what is believed of it.
+    """What one source reports now, and what is believed of it.
 
     Presence is believed at once. Absence is doubted when more than the share `max_drop` of the
     believed instances (and at least five) are missing at once, or when a complete change tells of
@@ -108,7 +108,7 @@ class SourceState:
         self._missing -= present
 
     def recheck(self, now: float) -> Decision:
-        """Judges anew what the source told last."""
+        """Judges again what the source reported last."""
         return self._judge((), now, empty=not self._told)
 
     def accept(self) -> Decision | None:

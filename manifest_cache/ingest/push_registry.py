@@ -42,7 +42,7 @@ class PushRegistration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class PushAccepted:
     """A registration as it stands: the instance, the index that shows it, what is expected of the module."""
 
     instance: InstanceRow
@@ -59,7 +59,7 @@ class Heartbeat:
     heartbeat_interval: float
 
 
-class PushRegistry:
+class PushTables:
     """Takes registrations, heartbeats and deregistrations, and lets those expire that are silent.
 
     Each call is one transaction: what it says is readable by every process when it returns.
@@ -71,8 +71,8 @@ class PushRegistry:
         self._settings = settings
         self._missed = False
 
-    def register(self, registration: PushRegistration) -> Registered:
-        """Takes an instance in, or anew: one with the same module and id is replaced."""
+    def register(self, registration: PushRegistration) -> PushAccepted:
+        """Registers an instance, or replaces the one with the same module and id."""
         instance = registration.instance
         interval = registration.heartbeat_interval or self._settings.heartbeat_interval
         deregister_after = registration.deregister_after or self._settings.deregister_after
@@ -95,7 +95,7 @@ class PushRegistry:
                 reported=instance.health,
             )
             session.merge(lease)
-        return Registered(
+        return PushAccepted(
             instance=stored, index=index, heartbeat_interval=interval, deregister_after=deregister_after
         )
 
@@ -121,7 +121,7 @@ class PushRegistry:
         """Makes silent instances critical, removes those that were it too long; when to look next.
 
         While the database could not serve no heartbeat could be taken either: after such a time
-        every instance has its whole patience anew.
+        every instance gets its whole lease again.
         """
         try:
             if self._missed:
@@ -144,7 +144,7 @@ class PushRegistry:
             return _next_expiry(session)
 
     def extend(self) -> None:
-        """Gives every instance its whole patience anew, after a time in which none was watched."""
+        """Gives every instance its whole lease again, after a time in which none was watched."""
         with self._database.write(quiet=True) as session:
             now = utc_now()
             for lease in session.exec(select(PushLeaseRow)):

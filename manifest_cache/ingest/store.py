@@ -13,7 +13,7 @@ from sqlmodel import SQLModel, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, NotModified
+from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
 from manifest_cache.ingest.plausibility import Doubted, Update
 from manifest_cache.ledger.ledger import Ledger, Refresh
 from manifest_cache.settings import CacheSettings
@@ -45,7 +45,7 @@ class FetchJob:
 
     @property
     def claim(self) -> tuple[str, InstanceKey, int]:
-        """What tells it from all other jobs: an instance that registers anew has a new one."""
+        """What tells it from all other jobs: an instance that registers again has a new one."""
         return *self.key, self.generation
 
 
@@ -57,7 +57,7 @@ class Applied:
     due: list[FetchJob]
 
 
-Outcome: TypeAlias = Fetched | NotModified | ManifestError
+Outcome: TypeAlias = Fetched | ManifestUnchanged | ManifestError
 """What became of a fetch: a manifest, the one that is known already, or why there is none."""
 
 
@@ -131,7 +131,7 @@ class Store:
     def apply_fetches(self, outcomes: Sequence[tuple[FetchJob, Outcome]]) -> int:
         """Writes what became of fetches; returns the index.
 
-        An outcome is dropped if its instance is gone, or has registered anew since the fetch began.
+        An outcome is dropped if its instance is gone, or has registered again since the fetch began.
         """
         with self._database.raw_write() as writing:
             ledger = Ledger(writing, self._settings)
@@ -143,7 +143,7 @@ class Store:
                 asked_again = _is_asked_again(row, job, ledger.now)
                 if isinstance(outcome, Fetched):
                     ledger.known_manifest(row, outcome.parsed, outcome.etag)
-                elif isinstance(outcome, NotModified):
+                elif isinstance(outcome, ManifestUnchanged):
                     ledger.unchanged_manifest(row)
                 elif not asked_again:
                     ledger.rejected_manifest(row, outcome.type, outcome.detail)
@@ -226,7 +226,7 @@ def _named_in(outcomes: Sequence[tuple[FetchJob, Outcome]]) -> tuple[set[str], s
 
 
 def _is_asked_again(row: InstanceRow, job: FetchJob, now: datetime) -> bool:
-    """Whether the instance fell due anew since a fetch of it began, which may have been too soon."""
+    """Whether the instance fell due again since a fetch of it began, which may have been too soon."""
     return row.fetch_at is not None and job.due_at is not None and job.due_at < row.fetch_at <= now
 
 

@@ -109,9 +109,9 @@ class Election:
             if self._registry_lock is not None:
                 # A lock that the leader does not hold tells nothing of it, and is the leader's to seek.
                 if self._registry_lock.registry in leader.locks:
-                    self._registry_lock.seek(had_it=False)
+                    self._registry_lock.request(had_it=False)
                 else:
-                    self._registry_lock.forgo()
+                    self._registry_lock.release()
             await self._news(_LOOK_EVERY)
 
     def _try_to_lead(self) -> FencedDatabase | None:
@@ -156,7 +156,7 @@ class Election:
         LEADERSHIP_CHANGES.inc()
         self._held.clear()
         if self._registry_lock is not None:
-            self._registry_lock.seek(had_it=True)
+            self._registry_lock.request(had_it=True)
         tasks = [
             asyncio.ensure_future(lead(fenced)),
             asyncio.create_task(self._renew(fenced), name="renew the lease"),
@@ -224,7 +224,7 @@ class _LeaseExpiry:
         self._since = 0.0
 
     def forget(self) -> None:
-        """Begins anew with the next look."""
+        """Begins again with the next look."""
         self._last = ()
 
     def lasts(self, seen: LeadershipRow) -> bool:

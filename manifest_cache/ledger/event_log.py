@@ -71,7 +71,7 @@ class EventLog:
         row: InstanceRow,
         leave_out: Collection[str] = (),
     ) -> bool:
-        """A line about what of an instance is other than before (`described`); False if nothing is."""
+        """Logs how an instance differs from before (`described`); returns whether it does."""
         after = described(row)
         differing = [name for name in after if after[name] != before[name] and name not in leave_out]
         if differing:

@@ -16,9 +16,9 @@ from manifest_cache.storage.raw_rows import ReadTransaction, one_of
 from manifest_cache.storage.raw_statements import chunks
 
 _FIRST_RETRY = 1.0
-# So many deadlines long a fetch is waited for that is to bring what others announce as well.
+# How many deadlines followers wait for the one fetch that serves their digest.
 _PATIENCE = 3.0
-# At so many moments within the time after which known manifests are asked for again.
+# Known manifests are asked for again at this many moments, spread over the interval.
 _MOMENTS = 60
 
 

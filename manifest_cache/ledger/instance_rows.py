@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 # An index of PostgreSQL holds no more of a row, in bytes; the name of the source is a part of it too.
 _LONGEST_KEY = 2500
-# So many characters are kept of why a registry cannot be reached: it may have answered with a whole page.
+# Characters kept of why a registry cannot be reached: it may have answered with a whole page.
 _LONGEST_REASON = 1000
 _REMEMBERED = set(TombstoneRow.model_fields) - {"key", "gone_at"}
 

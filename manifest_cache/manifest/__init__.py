@@ -222,7 +222,7 @@ class ParsedManifest:
 
     @property
     def manifest(self) -> Manifest:
-        """The same, typed; made anew at each call, as it takes twenty times the room of the bytes."""
+        """The same, typed; made again at each call, as it takes twenty times the room of the bytes."""
         return Manifest.model_validate(strict_json.load(self.canonical))
 
 

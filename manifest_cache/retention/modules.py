@@ -22,7 +22,7 @@ class CannotForget(Exception):
     """A module is not forgotten; the message says why."""
 
 
-class UnknownModule(CannotForget):
+class NoSuchModule(CannotForget):
     """There is no module of this name; `near` are names like it."""
 
     def __init__(self, name: str, near: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class Forgetting:
         """Removes a module, by word of an operator. Raises CannotForget."""
         with self._database.write() as session:
             if session.get(ModuleRow, name) is None:
-                raise UnknownModule(name, like(name, session.exec(select(ModuleRow.name)).all()))
+                raise NoSuchModule(name, like(name, session.exec(select(ModuleRow.name)).all()))
             counts = select(InstanceRow.source, func.count()).where(InstanceRow.module == name)
             told_by = dict(session.exec(counts.group_by(InstanceRow.source)).all())
             if told_by:
@@ -85,7 +85,7 @@ class Forgetting:
                 return ()
         with self._database.write() as session:
             ledger = Ledger(WriteTransaction.of(session.connection()), self._settings)
-            # Looked for anew: some may be back since.
+            # Looked for again: some may be back since.
             names = self._forgettable(session, limit)
             for name in names:
                 ledger.forget(name, "it had no instances for LICTOR_FORGET_AFTER")

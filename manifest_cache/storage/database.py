@@ -89,7 +89,7 @@ class Database:
                 **pool,
             )
         event.listen(self._engine, "begin", _begin)
-        self._border = _Border(self._engine.dialect)
+        self._border = _TranslatedErrors(self._engine.dialect)
 
     @property
     def url_safe(self) -> str:
@@ -203,7 +203,7 @@ class Database:
             self._give_notice(noticed)
 
     def _may_write(self, writing: WriteTransaction) -> None:
-        """Whoever holds the writers' lock may: a FencedDatabase is stricter."""
+        """Any holder of the writers' lock may write; a FencedDatabase is stricter."""
 
     @contextmanager
     def _sole_connection(self) -> Iterator[Connection]:
@@ -348,7 +348,7 @@ def _give_back(connection: PoolProxiedConnection, error: type[Exception]) -> Non
     connection.close()
 
 
-class _Border(AbstractContextManager[None]):
+class _TranslatedErrors(AbstractContextManager[None]):
     """The one border where the driver's faults become StoreUnavailable.
 
     Faults of the program (a broken constraint, a wrong statement) pass, as SQLAlchemy wraps them: they are

@@ -20,7 +20,7 @@ from manifest_cache.storage.models import UTCDateTime
 
 Row = TypeVar("Row", bound=SQLModel)
 
-# JSON up to so many characters is remembered: tags, and what most modules say in their meta.
+# Parsed JSON up to this length is cached: tags, and most modules' meta.
 _SHORT = 500
 
 
@@ -76,7 +76,7 @@ class Stored(Generic[Row]):
         return self._row[self._table.places[attribute]]
 
     def fingerprint(self) -> Hashable:
-        """Another one as soon as anything of the row is other; of use within this process alone."""
+        """Differs as soon as anything of the row differs; valid within this process alone."""
         # By far the quickest, and with the first column, the key, only versions of one row could be alike.
         try:
             return self._row[0], hash(self._row)

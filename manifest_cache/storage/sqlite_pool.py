@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# So long, in seconds, one is waited for where all are in use.
+# How long to wait for a connection when all are in use, in seconds.
 _PATIENCE = 30.0
 # What is no fault of the connection. On a full disk there may be no other one.
 _HARMLESS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CONSTRAINT)

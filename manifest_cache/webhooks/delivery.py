@@ -25,7 +25,7 @@ from manifest_cache.metrics import WEBHOOK_DELIVERIES, WEBHOOK_LAG
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import StoreError
 from manifest_cache.storage.models import EventRow, utc_now
-from manifest_cache.wakeup import wake
+from manifest_cache.wakeup import wait_for
 from manifest_cache.webhooks import message
 from manifest_cache.webhooks.config import Receiver
 from manifest_cache.webhooks.positions import Backlog, Place, Positions, PositionWriter
@@ -192,14 +192,14 @@ class DeliveryWorker:
     async def _deliver_all(self) -> None:
         while True:
             self.news.clear()
-            behind = await self._thread.patiently(
+            behind = await self._thread.run_with_retry(
                 "read events for webhooks", self._positions.behind, self._position, _PAGE
             )
             self._tell_of(behind)
             for event in behind.events:
                 await self._settle(event)
             if not behind.events:
-                await wake(self.news)
+                await wait_for(self.news)
 
     def _tell_of(self, behind: Backlog) -> None:
         if behind.missing is not None:

@@ -24,7 +24,7 @@ from manifest_cache.storage.raw_rows import ReadTransaction
 # A position is written this soon after a delivery, and one that only passed over events this late.
 _AFTER_DELIVERY = 1.0
 _AFTER_SKIPPING = 60.0
-# Who wrote this lately leads still, as far as that can be known.
+# Who wrote this recently leads still, as far as that can be known.
 _SURE_TO_LEAD = 2.0
 
 
@@ -153,7 +153,7 @@ class PositionWriter:
 
     async def _save(self) -> None:
         moved = dict(self._moved)
-        await self._thread.patiently("write positions of webhooks", self._positions.save, moved)
+        await self._thread.run_with_retry("write positions of webhooks", self._positions.save, moved)
         self._saved_at = time.monotonic()
         # What moved on meanwhile is for the next time.
         self._moved = {name: at for name, at in self._moved.items() if at != moved.get(name)}

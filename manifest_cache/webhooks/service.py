@@ -86,7 +86,9 @@ class Webhooks:
                 await asyncio.wait([running.task])
                 del self._couriers[name]
         await self._bookmarks.save()
-        places = await self._thread.patiently("read positions of webhooks", self._positions.begin, [*wanted])
+        places = await self._thread.run_with_retry(
+            "read positions of webhooks", self._positions.begin, [*wanted]
+        )
         for name in wanted.keys() - self._couriers.keys():
             self._start(wanted[name], places[name])
         logger.info("webhooks go to %s", ", ".join(f"{one.name} ({one.origin})" for one in receivers))

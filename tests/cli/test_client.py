@@ -173,8 +173,8 @@ def test_a_database_that_was_put_back(
     cache.database.close()
     for file in lictor.folder.glob("lictor.db*"):
         file.unlink()
-    with Cache(f"sqlite:///{lictor.database}") as anew:
-        anew.module("only")
+    with Cache(f"sqlite:///{lictor.database}") as again:
+        again.module("only")
         lictor.serve()
         eventually(lambda: [module.name for module in catalog.modules()] == ["only"])
 

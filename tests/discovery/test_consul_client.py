@@ -18,7 +18,7 @@ from consul import base
 
 from discovery.consul import api as consul_calls
 from discovery.consul import client as consul_client
-from discovery.consul.call import Answer
+from discovery.consul.call import ConsulResult
 from discovery.consul.client import AsyncConsulClient, ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.dev_agent import free_ports
@@ -233,21 +233,23 @@ def test_a_name_that_would_lead_elsewhere_is_not_sent(
 @pytest.mark.parametrize(
     ("headers", "answer"),
     [
-        pytest.param({"X-Consul-Index": "9"}, Answer([], 9), id="a number, not a string"),
-        pytest.param({"X-Consul-Index": "0"}, Answer([], 0), id="index 0"),
-        pytest.param({}, Answer([], 0), id="no index"),
-        pytest.param({"X-Consul-Index": "soon"}, Answer([], 0), id="no number"),
-        pytest.param({"X-Consul-Index": "-3"}, Answer([], 0), id="below 0"),
-        pytest.param({"X-Consul-KnownLeader": "true"}, Answer([], known_leader=True), id="leader"),
-        pytest.param({"X-Consul-KnownLeader": "false"}, Answer([], known_leader=False), id="no leader"),
-        pytest.param({"X-Consul-LastContact": "1500"}, Answer([], last_contact=1.5), id="last contact"),
+        pytest.param({"X-Consul-Index": "9"}, ConsulResult([], 9), id="a number, not a string"),
+        pytest.param({"X-Consul-Index": "0"}, ConsulResult([], 0), id="index 0"),
+        pytest.param({}, ConsulResult([], 0), id="no index"),
+        pytest.param({"X-Consul-Index": "soon"}, ConsulResult([], 0), id="no number"),
+        pytest.param({"X-Consul-Index": "-3"}, ConsulResult([], 0), id="below 0"),
+        pytest.param({"X-Consul-KnownLeader": "true"}, ConsulResult([], known_leader=True), id="leader"),
+        pytest.param({"X-Consul-KnownLeader": "false"}, ConsulResult([], known_leader=False), id="no leader"),
+        pytest.param({"X-Consul-LastContact": "1500"}, ConsulResult([], last_contact=1.5), id="last contact"),
         pytest.param(
-            {"X-Consul-Results-Filtered-By-ACLs": "true"}, Answer([], filtered_by_acls=True), id="filtered"
+            {"X-Consul-Results-Filtered-By-ACLs": "true"},
+            ConsulResult([], filtered_by_acls=True),
+            id="filtered",
         ),
     ],
 )
 def test_headers_of_an_answer(
-    headers: dict[str, str], answer: Answer, connect: Connect, scripted_consul: ScriptedConsul
+    headers: dict[str, str], answer: ConsulResult, connect: Connect, scripted_consul: ScriptedConsul
 ) -> None:
     scripted_consul.answer("[]", headers=headers)
     assert connect(scripted_consul.config()).catalog_nodes() == answer
@@ -637,7 +639,7 @@ def test_deregistering_what_newer_agents_call_unknown(
 
 def test_the_remaining_reads(connect: Connect, consul: RunningConsul) -> None:
     client = connect(consul.config())
-    assert client.catalog_datacenters() == Answer(["dc1"])
+    assert client.catalog_datacenters() == ConsulResult(["dc1"])
     assert ":" in client.status_leader().data
     assert client.agent_self().data["Config"]["Datacenter"] == "dc1"
     assert client.catalog_nodes().data[0]["Address"] == "127.0.0.1"

@@ -29,16 +29,16 @@ class Holder(Beside):
     async def _hold(self) -> None:
         config, key, name, had_it = self._made
         self.lock = ConsulLock(config, key=key, holder=name)
-        self.lock.seek(had_it=had_it)
+        self.lock.request(had_it=had_it)
         await self.lock.run()
 
     @property
     def holds(self) -> bool:
         return self.lock is not None and self.lock.held
 
-    def forgo(self) -> None:
+    def release(self) -> None:
         assert self.lock is not None
-        self._loop.call_soon_threadsafe(self.lock.forgo)
+        self._loop.call_soon_threadsafe(self.lock.release)
 
 
 Make = Callable[..., Holder]
@@ -100,7 +100,7 @@ def test_who_wants_it_no_more_leaves_it_to_others(make: Make) -> None:
     first = make()
     eventually(lambda: first.holds)
     second = make()
-    first.forgo()
+    first.release()
     eventually(lambda: second.holds)
     assert not first.holds
 

@@ -565,7 +565,7 @@ def test_a_consul_that_forgot_is_told_as_it_is(consul_server: Callable[..., Cons
             client.register(definition(name))
             eventually(lambda: watching.of(name))
             told = [update for update in watching.updates if isinstance(update, Change) and update.complete]
-            assert len(told) >= 2, "whatever was known was told anew"
+            assert len(told) >= 2, "whatever was known was told again"
 
 
 def test_rights_that_come_back_move_no_index(consul_server: Callable[..., ConsulServer], name: str) -> None:

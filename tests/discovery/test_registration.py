@@ -169,14 +169,14 @@ def test_the_id_is_the_same_after_a_restart_and_another_on_another_port(
 def test_two_threads_that_start_it_at_once_start_it_once(
     register: Callable[..., Registration], client: ConsulClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, both = process_exit.enter, threading.Barrier(2)
+    entered, both = process_exit.track, threading.Barrier(2)
 
     def enter(key: str, running: process_exit.Running) -> process_exit.Running | None:
         with suppress(threading.BrokenBarrierError):
             both.wait(1)
         return entered(key, running)
 
-    monkeypatch.setattr(process_exit, "enter", enter)
+    monkeypatch.setattr(process_exit, "track", enter)
     registration = register()
     starting = [threading.Thread(target=registration.start) for _ in range(2)]
     for thread in starting:

@@ -104,7 +104,7 @@ class Invariants:
             self._known_digests.pop(event["module"], None)
         if event["type"] == "instance.removed" and event["registry"] == "consul":
             key = Key("consul", event["module"], event["data"]["node"], event["instance"])
-            # What left before the last quiet is forgotten: whoever came back since must have left anew.
+            # What left before the last quiet is forgotten: whoever came back since must have left again.
             if key not in self._told.withdrawn:
                 raise Violation(f"{key} was removed, but it never left Consul\nthe event: {event}")
 

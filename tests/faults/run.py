@@ -127,7 +127,7 @@ class Run:
         self._lines.append(f"      quiet after {self.report.quiet[-1]:.1f} s")
         world.check()
         await_follower(world)
-        # All that went is gone now: what is removed from here on must have left anew.
+        # All that went is gone now: what is removed from here on must have left again.
         world.told.withdrawn.clear()
 
     def _told(self, world: World, exc: BaseException) -> str:

@@ -141,7 +141,7 @@ class Maintain(OfConsul):
 
 
 class Redefine(OfConsul):
-    """A copy registers anew with other tags or meta."""
+    """A copy registers again with other tags or meta."""
 
     weight = 6
 
@@ -287,7 +287,7 @@ class PushTurn(OfPush):
 
 
 class PushRedefine(OfPush):
-    """A module that pushes registers anew with other meta."""
+    """A module that pushes registers again with other meta."""
 
     weight = 2
 

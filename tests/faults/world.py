@@ -164,7 +164,7 @@ class World:
         return Key("consul", copy.module, copy.node or self.node, copy.id)
 
     def announce(self, copy: Copy) -> None:
-        """Registers a copy in Consul, or anew as it is now."""
+        """Registers a copy in Consul, or again as it is now."""
         self._note(self.key_of(copy), copy)
         self.catalog.register(copy)
         if copy not in self.copies:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manifest_cache.ingest.push_registry import PushRegistry
+from manifest_cache.ingest.push_registry import PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
@@ -46,5 +46,5 @@ def reader(database: Database) -> Reader:
 
 
 @pytest.fixture
-def push(database: Database, settings: CacheSettings) -> PushRegistry:
-    return PushRegistry(database, settings)
+def push(database: Database, settings: CacheSettings) -> PushTables:
+    return PushTables(database, settings)

@@ -11,8 +11,8 @@ import pytest
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, NotModified
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import FetchJob, Store
 from manifest_cache.ledger.ledger import Refresh
 from manifest_cache.manifest import parse_manifest
@@ -88,7 +88,7 @@ def test_it_is_asked_over_and_over(impatient: Store, rows: Callable[[], dict[str
     for _ in range(5):
         ((_, job),) = due(impatient).items()
         assert job.etag == '"1.0.0"'
-        index = impatient.apply_fetches([(job, NotModified('"1.0.0"'))])
+        index = impatient.apply_fetches([(job, ManifestUnchanged('"1.0.0"'))])
         assert len(scheduled(rows())) == 1
     assert impatient.apply([]).index == index
 
@@ -112,7 +112,7 @@ def test_those_in_turn_are_asked_together(store: Store, reader: Reader) -> None:
     assert max(moments) <= utc_now() + timedelta(seconds=365)
 
 
-@pytest.mark.parametrize("how", ["it goes", "it is not well", "it answers 500", "it registers anew"])
+@pytest.mark.parametrize("how", ["it goes", "it is not well", "it answers 500", "it registers again"])
 def test_another_takes_its_turn(store: Store, rows: Callable[[], dict[str, InstanceRow]], how: str) -> None:
     known(store, "a", "b", "c")
     (asked,) = scheduled(rows())
@@ -120,7 +120,7 @@ def test_another_takes_its_turn(store: Store, rows: Callable[[], dict[str, Insta
         store.apply([gone(asked)])
     elif how == "it is not well":
         store.apply([present(instance(asked, health=Health.CRITICAL))])
-    elif how == "it registers anew":
+    elif how == "it registers again":
         store.apply([present(instance(asked, port=81))])
         assert list(due(store)) == [asked]
     else:
@@ -213,7 +213,7 @@ def test_a_fetch_that_began_before_it_was_asked_for_again(store: Store) -> None:
     assert due(store) == {}
 
 
-def test_a_refresh_asks_all_that_can_be_asked(store: Store, push: PushRegistry) -> None:
+def test_a_refresh_asks_all_that_can_be_asked(store: Store, push: PushTables) -> None:
     known(store, "a", "b", "c")
     store.apply([present(instance("ill", health=Health.CRITICAL))])
     push.register(PushRegistration(instance=instance("pushed"), manifest=manifest().parsed))
@@ -221,7 +221,7 @@ def test_a_refresh_asks_all_that_can_be_asked(store: Store, push: PushRegistry) 
     assert store.request_refresh("orders") == (Refresh(asked=3, pushed=1, not_well=1), index)
     jobs = due(store)
     assert sorted(jobs) == ["a", "b", "c"]
-    assert store.apply_fetches([(job, NotModified('"1.0.0"')) for job in jobs.values()]) == index
+    assert store.apply_fetches([(job, ManifestUnchanged('"1.0.0"')) for job in jobs.values()]) == index
     assert due(store) == {}
 
 

@@ -25,7 +25,7 @@ from manifest_cache.fetch.fetcher import (
     FetchConfig,
     Fetched,
     ManifestFetcher,
-    NotModified,
+    ManifestUnchanged,
 )
 from manifest_cache.fetch.manifest_url import manifest_url
 from tests import manifest_server
@@ -96,7 +96,7 @@ async def test_a_known_manifest_is_not_sent_again(server: ManifestServer, fetche
     assert first.etag is not None
 
     second = await fetcher.fetch(server.instance(), etag=first.etag)
-    assert second == NotModified(first.etag)
+    assert second == ManifestUnchanged(first.etag)
 
     server.routes["/manifest"] = manifest({**GOOD, "version": "1.5.0"})
     third = await fetcher.fetch(server.instance(), etag=first.etag)

@@ -10,7 +10,7 @@ from sqlmodel import col, select, update
 from discovery.base import Change, Lost
 from manifest_cache.ingest.plausibility import Doubted, Trusted
 from manifest_cache.ingest.store import Store
-from manifest_cache.retention.modules import Forgetting, Forgotten, ModuleInUse, UnknownModule
+from manifest_cache.retention.modules import Forgetting, Forgotten, ModuleInUse, NoSuchModule
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database
 from manifest_cache.storage.models import EventRow, ManifestRow, ModuleRow, SourceRow, TombstoneRow, utc_now
@@ -87,7 +87,7 @@ def test_a_module_with_instances_is_not_forgotten(
 
 def test_an_unknown_module_is_not_forgotten(forgetting: Forgetting, store: Store) -> None:
     store.apply([complete(instance())])
-    with pytest.raises(UnknownModule, match="there is no module finacial") as told:
+    with pytest.raises(NoSuchModule, match="there is no module finacial") as told:
         forgetting.forget("finacial")
     assert told.value.near == ["financial"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from discovery.base import Change, ServiceInstance
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, StoreUnavailable
@@ -79,7 +79,7 @@ def test_what_any_thread_has_seen_no_later_look_misses(
     threads = [threading.Thread(target=look, args=(eyes,)) for eyes in (database, other, database, other)]
     for thread in threads:
         thread.start()
-    store, push = Store(writer, settings), PushRegistry(writer, settings)
+    store, push = Store(writer, settings), PushTables(writer, settings)
     pushed = ServiceInstance(module="p", id="p-1", address="::1")
     for number in range(40):
         index = store.apply([change(number)]).index

@@ -16,7 +16,7 @@ from sqlmodel import select
 from discovery.base import Change, Health, ServiceInstance
 from discovery.consul.client import ConsulClient
 from discovery.consul.lock import ConsulLock
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.leader import database_lock, election
 from manifest_cache.leader.election import Election
@@ -56,9 +56,9 @@ def test_a_leader_writes_until_another_leads(database: Database, settings: Cache
 
 
 def test_what_expires_is_for_the_leader_to_say(
-    database: Database, settings: CacheSettings, push: PushRegistry
+    database: Database, settings: CacheSettings, push: PushTables
 ) -> None:
-    before = PushRegistry(taken(database), settings)
+    before = PushTables(taken(database), settings)
     taken(database, "two")
     push.register(PushRegistration(instance=INSTANCE))
     push.heartbeat("financial", "1", Health.WARNING)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from sqlmodel import SQLModel, select
 
 from discovery.base import Health
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage import schema
 from manifest_cache.storage.database import Database, SchemaMismatch
@@ -63,7 +63,7 @@ def test_pushed_instances_keep_their_leases(database_url: str, settings: CacheSe
     assert database.migrate() == ("0003", schema.HEAD)
     with database.read() as session:
         assert [lease.heartbeat_interval for lease in session.exec(select(PushLeaseRow))] == [5.0]
-    beat = PushRegistry(database, settings).heartbeat("m", "m-1", Health.PASSING)
+    beat = PushTables(database, settings).heartbeat("m", "m-1", Health.PASSING)
     assert beat.heartbeat_interval == 5.0
     database.close()
 
@@ -72,7 +72,7 @@ def test_pushed_instances_keep_their_leases(database_url: str, settings: CacheSe
 def test_no_instance_gets_the_key_of_another(
     database_url: str, settings: CacheSettings, was_made_anew: bool
 ) -> None:
-    """A column that was added once had SQLite make the table anew, without its memory of keys."""
+    """A column that was added once had SQLite make the table again, without its memory of keys."""
     database = Database(database_url)
     with database.write() as session:
         schema.upgrade(session.connection(), "0006")
@@ -83,7 +83,7 @@ def test_no_instance_gets_the_key_of_another(
         _push_an_instance(session.connection())
     database.migrate()
     assert difference(database) == []
-    push = PushRegistry(database, settings)
+    push = PushTables(database, settings)
     push.heartbeat("m", "m-1", Health.PASSING)
     push.deregister("m", "m-1")
     assert push.register(PushRegistration(instance=INSTANCE)).instance.key == 8
@@ -97,7 +97,7 @@ def test_numbers_do_not_end_at_two_billion(database_url: str, settings: CacheSet
         schema.upgrade(session.connection(), revision)
         _push_an_instance(session.connection())
     database.migrate()
-    push = PushRegistry(database, settings)
+    push = PushTables(database, settings)
     push.register(PushRegistration(instance=INSTANCE))
     push.deregister(INSTANCE.module, INSTANCE.id)
     with database.write() as session:

@@ -13,7 +13,7 @@ from discovery.base import Health, ServiceInstance
 from discovery.errors import UnknownInstance
 from manifest_cache.fetch.fetcher import Fetched
 from manifest_cache.ingest import push_registry as push_module
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.ledger import ledger
 from manifest_cache.manifest import ParsedManifest, parse_manifest
@@ -53,7 +53,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return advance
 
 
-def test_a_registration_is_readable_when_it_returns(push: PushRegistry, reader: Reader) -> None:
+def test_a_registration_is_readable_when_it_returns(push: PushTables, reader: Reader) -> None:
     registered = push.register(PushRegistration(instance=INSTANCE, manifest=manifest()))
     assert registered.heartbeat_interval == 30.0
     assert registered.deregister_after == 600.0
@@ -64,21 +64,21 @@ def test_a_registration_is_readable_when_it_returns(push: PushRegistry, reader: 
     assert (found.status, found.version, found.registries) == ("available", "1.0.0", ["push"])
 
 
-def test_a_pushed_manifest_is_never_fetched(push: PushRegistry, store: Store) -> None:
+def test_a_pushed_manifest_is_never_fetched(push: PushTables, store: Store) -> None:
     push.register(PushRegistration(instance=INSTANCE, manifest=manifest()))
     push.heartbeat("orders", "orders-1", Health.CRITICAL)
     push.heartbeat("orders", "orders-1", Health.PASSING)
     assert store.due_fetches(limit=10) == ([], None)
 
 
-def test_without_a_manifest_it_is_fetched(push: PushRegistry, store: Store) -> None:
+def test_without_a_manifest_it_is_fetched(push: PushTables, store: Store) -> None:
     push.register(PushRegistration(instance=INSTANCE))
     (job,), _ = store.due_fetches(limit=10)
     assert job.instance == INSTANCE
 
 
 def test_a_fetch_from_before_the_manifest_was_pushed_is_dropped(
-    push: PushRegistry, store: Store, reader: Reader
+    push: PushTables, store: Store, reader: Reader
 ) -> None:
     push.register(PushRegistration(instance=INSTANCE))
     (job,), _ = store.due_fetches(limit=10)
@@ -88,7 +88,7 @@ def test_a_fetch_from_before_the_manifest_was_pushed_is_dropped(
     assert store.due_fetches(limit=10) == ([], None)
 
 
-def test_registering_again_replaces(push: PushRegistry, reader: Reader, store: Store) -> None:
+def test_registering_again_replaces(push: PushTables, reader: Reader, store: Store) -> None:
     first = push.register(PushRegistration(instance=INSTANCE, manifest=manifest()))
     same = push.register(PushRegistration(instance=INSTANCE, manifest=manifest()))
     assert same.index == first.index, "nothing new, so no event"
@@ -99,20 +99,20 @@ def test_registering_again_replaces(push: PushRegistry, reader: Reader, store: S
     assert len(store.due_fetches(limit=10)[0]) == 1, "without a manifest it is fetched from now on"
 
 
-def test_a_heartbeat_alone_is_no_event(push: PushRegistry, reader: Reader) -> None:
+def test_a_heartbeat_alone_is_no_event(push: PushTables, reader: Reader) -> None:
     index = push.register(PushRegistration(instance=INSTANCE, manifest=manifest())).index
     assert push.heartbeat("orders", "orders-1", Health.PASSING, "fine").index == index
     assert reader.index() == index
 
 
-def test_a_heartbeat_tells_health(push: PushRegistry, reader: Reader) -> None:
+def test_a_heartbeat_tells_health(push: PushTables, reader: Reader) -> None:
     index = push.register(PushRegistration(instance=INSTANCE, manifest=manifest())).index
     push.heartbeat("orders", "orders-1", Health.WARNING, "disk nearly full")
     assert types(reader, index) == ["instance.health_changed", "module.degraded"]
 
 
 @pytest.mark.parametrize(("module", "id_"), [("orders", "nobody"), ("nothing", "orders-1")])
-def test_unknown_instances_are_told_to_register(push: PushRegistry, module: str, id_: str) -> None:
+def test_unknown_instances_are_told_to_register(push: PushTables, module: str, id_: str) -> None:
     push.register(PushRegistration(instance=INSTANCE, manifest=manifest()))
     with pytest.raises(UnknownInstance, match="register it again"):
         push.heartbeat(module, id_, Health.PASSING)
@@ -120,7 +120,7 @@ def test_unknown_instances_are_told_to_register(push: PushRegistry, module: str,
         push.deregister(module, id_)
 
 
-def test_deregistration(push: PushRegistry, reader: Reader) -> None:
+def test_deregistration(push: PushTables, reader: Reader) -> None:
     index = push.register(PushRegistration(instance=INSTANCE, manifest=manifest())).index
     assert push.deregister("orders", "orders-1") == reader.index()
     assert types(reader, index) == ["instance.removed", "module.unavailable"]
@@ -128,7 +128,7 @@ def test_deregistration(push: PushRegistry, reader: Reader) -> None:
 
 
 def test_silence_makes_critical_and_then_removes(
-    push: PushRegistry, reader: Reader, later: Callable[[float], None]
+    push: PushTables, reader: Reader, later: Callable[[float], None]
 ) -> None:
     registration = PushRegistration(
         instance=INSTANCE, manifest=manifest(), heartbeat_interval=10, deregister_after=60
@@ -150,7 +150,7 @@ def test_silence_makes_critical_and_then_removes(
 
 
 def test_a_heartbeat_brings_a_silent_instance_back(
-    push: PushRegistry, reader: Reader, later: Callable[[float], None]
+    push: PushTables, reader: Reader, later: Callable[[float], None]
 ) -> None:
     push.register(PushRegistration(instance=INSTANCE, manifest=manifest(), heartbeat_interval=10))
     later(31)
@@ -164,7 +164,7 @@ def test_a_heartbeat_brings_a_silent_instance_back(
 
 
 def test_a_time_in_which_nobody_listened_counts_for_nothing(
-    push: PushRegistry, reader: Reader, later: Callable[[float], None]
+    push: PushTables, reader: Reader, later: Callable[[float], None]
 ) -> None:
     push.register(PushRegistration(instance=INSTANCE, manifest=manifest(), heartbeat_interval=10))
     later(3600)
@@ -177,7 +177,7 @@ def test_a_time_in_which_nobody_listened_counts_for_nothing(
 
 
 def test_a_time_in_which_no_heartbeat_could_be_stored_counts_for_nothing(
-    push: PushRegistry, database: Database, reader: Reader, later: Callable[[float], None]
+    push: PushTables, database: Database, reader: Reader, later: Callable[[float], None]
 ) -> None:
     push.register(PushRegistration(instance=INSTANCE, manifest=manifest(), heartbeat_interval=10))
     later(31)

@@ -10,7 +10,7 @@ import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, NotModified
+from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
 from manifest_cache.ingest.plausibility import Doubted, Trusted
 from manifest_cache.ingest.store import FetchJob, Outcome, Store
 from manifest_cache.manifest import parse_manifest
@@ -295,7 +295,7 @@ def test_an_unchanged_manifest_is_no_event(store: Store, reader: Reader) -> None
     store.apply([complete(instance())])
     (job,) = jobs(store)
     index = store.apply_fetches([(job, manifest())])
-    assert store.apply_fetches([(job, NotModified('"1.0.0"'))]) == index
+    assert store.apply_fetches([(job, ManifestUnchanged('"1.0.0"'))]) == index
     assert store.apply_fetches([(job, manifest())]) == index
 
 
@@ -351,7 +351,7 @@ def test_a_rejected_manifest_leaves_the_good_one(store: Store, reader: Reader) -
     row = only_instance(reader)
     assert (row.error_type, row.error_detail) == ("http-status", "it answered 500")
     assert row.version == module(reader).version == "1.0.0"
-    store.apply_fetches([(job, NotModified('"1.0.0"'))])
+    store.apply_fetches([(job, ManifestUnchanged('"1.0.0"'))])
     assert only_instance(reader).error_type is None
     assert last(reader, "instance.changed").data["is"] == {"manifest_error": None}
 

@@ -19,7 +19,7 @@ from discovery.registries import configured
 from manifest_cache import sync as sync_module
 from manifest_cache import wakeup as wake_module
 from manifest_cache.ingest import push_registry as push_module
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import Store
 from manifest_cache.ledger import ledger as ledger_module
 from manifest_cache.settings import CacheSettings
@@ -40,7 +40,7 @@ class Sync:
         self.database = Database(settings.database_url)
         self.database.migrate()
         self.reader = Reader(self.database)
-        self.push = PushRegistry(self.database, settings)
+        self.push = PushTables(self.database, settings)
         self.store = Store(self.database, settings)
         self._consul = consul
 

@@ -20,7 +20,7 @@ from discovery import tracing
 from discovery.base import ServiceInstance
 from discovery.http.address_policy import network
 from discovery.registries import configured
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.leader.lease import Lease
 from manifest_cache.settings import CacheSettings
 from manifest_cache.storage.database import Database, Fenced
@@ -49,7 +49,7 @@ class Sender:
             webhook_deadline=1.5,
             webhook_retry_max=0.3,
         )
-        self._push = PushRegistry(database, self.settings)
+        self._push = PushTables(database, self.settings)
 
     def tell(self, *entries: dict[str, Any]) -> None:
         """Writes the file of receivers."""

@@ -38,7 +38,7 @@ async def test_what_the_database_cannot_serve_is_tried_again() -> None:
             raise StoreUnavailable("away")
         return "served"
 
-    assert await thread.patiently("serve", serve) == "served"
+    assert await thread.run_with_retry("serve", serve) == "served"
     thread.close(20)
 
 

@@ -77,7 +77,7 @@ def bind() -> str:
 
 @pytest.fixture
 def http(bind: str) -> Iterator[httpx.Client]:
-    # A connection for each request: the kernel chooses among the workers for each anew.
+    # A connection for each request: the kernel chooses among the workers for each again.
     limits = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(base_url=f"http://{bind}", trust_env=False, limits=limits, timeout=20) as client:
         yield client

@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 from discovery.base import Change, Health, Lost, ServiceInstance
 from manifest_cache.errors import FetchFailed
 from manifest_cache.fetch.fetcher import Fetched
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import FetchJob, Store
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.retention.events import drop_events
@@ -40,7 +40,7 @@ class Cache:
         self.database = Database(url)
         self.database.migrate()
         self.store = Store(self.database, settings)
-        self.registry = PushRegistry(self.database, settings)
+        self.registry = PushTables(self.database, settings)
 
     def announce(self, *instances: ServiceInstance, source: str = "consul") -> int:
         return self.store.apply([Change(source=source, present=instances)]).index

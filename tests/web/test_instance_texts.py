@@ -1,4 +1,4 @@
-"""Texts of instances that are kept: the same as those written anew, whatever changes, within their bound."""
+"""Texts of instances that are kept: the same as those written again, whatever changes, within their bound."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_what_is_kept_is_what_is_written_anew(cache: Cache) -> None:
         lambda: cache.remove(instance("financial", 1)),
     ):
         change()
-        anew = texts(InstanceTexts(2**20), cache)
+        again = texts(InstanceTexts(2**20), cache)
         for _ in range(2):
-            assert texts(kept, cache) == texts(small, cache) == anew
-    financial, _ = anew["financial"]
+            assert texts(kept, cache) == texts(small, cache) == again
+    financial, _ = again["financial"]
     assert [one["id"] for one in json.loads(b"[" + financial + b"]")] == [
         f"financial-{n}" for n in range(2, 6)
     ]

@@ -1,4 +1,4 @@
-"""Answers from kept bytes: the same as those made anew, for every client, after every change, everywhere."""
+"""Answers from kept bytes: the same as those made again, for every client, after every change, everywhere."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from manifest_cache.storage.reader import Snapshot
 from web import problems as errors
-from web.api.read import INDEX_HEADER, NOTHING, Again, Made, NotModified, Read
+from web.api.read import INDEX_HEADER, NOTHING, NotModified, Read, Renderer, Rerendered
 from web.backend import backend
 from web.problems import CannotWait, NotAcceptable, Problem
 from web.rendering.module_json import ModuleParts
@@ -109,12 +109,12 @@ class ReadEndpoint(Endpoint):
         query: BaseModel,
         max_stale: float | None,
         parts: ModuleParts,
-    ) -> Again | None:
+    ) -> Renderer | None:
         if len(self.operation.media) > 1:
             # It looks into the request itself.
             return None
 
-        def again(snapshot: Snapshot) -> Made:
+        def again(snapshot: Snapshot) -> Rerendered:
             read = Read(snapshot, parts, NOTHING, max_stale)
             answer = self._function(read=read, **arguments)
             return read.finish_again(_document(answer, getattr(query, "fields", ())), again)
@@ -184,7 +184,7 @@ def write(**described: Any) -> Callable[[View], WriteEndpoint]:
     return lambda function: WriteEndpoint(operation, function)
 
 
-def asking(**described: Any) -> Callable[[View], RequestEndpoint]:
+def command(**described: Any) -> Callable[[View], RequestEndpoint]:
     """Makes a view an operation that asks the synchronizer for something."""
     operation = _writing(described)
     return lambda function: RequestEndpoint(operation, function)

@@ -8,7 +8,7 @@ from werkzeug.http import parse_accept_header
 
 from discovery.text import shortened
 from web.api.endpoint import read
-from web.api.read import Read, cursor_behind, page, place_behind
+from web.api.read import Read, cursor_after, page, parse_cursor
 from web.problems import BadParameter, CannotWait, EventsGone
 from web.request_context import StreamStart, context_of
 from web.schemas.parsing import JSON
@@ -42,16 +42,16 @@ bp = Blueprint("events", __name__)
 def list_events(read: Read, query: EventsQuery) -> EventList | Response:
     if prefers_stream(request.headers.get("Accept", "")):
         return _stream(read, query)
-    after = max(query.after, place_behind("events", query.cursor, int) or 0)
+    after = max(query.after, parse_cursor("events", query.cursor, int) or 0)
     refuse_missing(read, after)
-    read.unless_known()
+    read.raise_if_not_modified()
     found = read.snapshot.events(after=after, limit=query.limit + 1, module=query.module, types=query.type)
     rows, last = page(found, query.limit)
     if not rows and query.wait and query.index is None:
         raise CannotWait(f"There is no such event yet. {CannotWait.advice}")
     return EventList(
         items=[Event.of(row) for row in rows],
-        next=cursor_behind("events", last.index or 0) if last else None,
+        next=cursor_after("events", last.index or 0) if last else None,
         index=read.snapshot.index,
     )
 

@@ -10,9 +10,9 @@ from discovery.text import shortened
 from manifest_cache.storage import models
 from manifest_cache.storage.reader import ModuleFilter
 from web.api.endpoint import read
-from web.api.read import Read, broken_cursor, cursor_behind, list_of, page, place_behind
+from web.api.read import Read, broken_cursor, cursor_after, list_of, page, parse_cursor
 from web.problems import NoManifest, Problem, UnknownManifest, UnknownModule
-from web.rendering.module_json import Shape
+from web.rendering.module_json import Projection
 from web.schemas.requests import (
     AS_ITS_SCHEMA,
     InstancesQuery,
@@ -50,14 +50,14 @@ _MANIFEST_SCHEMA = {"type": "object", "description": AS_ITS_SCHEMA}
     answer=ModuleList,
 )
 def list_modules(read: Read, query: ModulesQuery) -> bytes:
-    after = place_behind("modules", query.cursor, str)
-    read.unless_known()
+    after = parse_cursor("modules", query.cursor, str)
+    read.raise_if_not_modified()
     wanted = ModuleFilter(status=query.status, tag=query.tag, datacenter=query.datacenter, q=query.q)
     found = read.snapshot.module_names(wanted, limit=query.limit + 1, after=after)
     names, last = page(found, query.limit)
     return list_of(
-        _texts(read, names, Shape.of(query.fields, query.include)),
-        next=cursor_behind("modules", last) if last is not None else None,
+        _texts(read, names, Projection.of(query.fields, query.include)),
+        next=cursor_after("modules", last) if last is not None else None,
         index=read.snapshot.index,
     )
 
@@ -74,12 +74,12 @@ def list_modules(read: Read, query: ModulesQuery) -> bytes:
 def look_up_modules(read: Read, query: LookupQuery) -> bytes:
     asked = list(dict.fromkeys(query.name))
     rows = read.snapshot.modules_named(asked)
-    read.unless_known(modules=rows)
+    read.raise_if_not_modified(modules=rows)
     known = {row.name for row in rows}
     found = [name for name in asked if name in known]
     read.about = frozenset(asked)
     return list_of(
-        _texts(read, found, Shape.of(query.fields, query.include), rows),
+        _texts(read, found, Projection.of(query.fields, query.include), rows),
         unknown=[name for name in asked if name not in known],
         index=read.snapshot.index,
     )
@@ -96,10 +96,10 @@ def look_up_modules(read: Read, query: LookupQuery) -> bytes:
 )
 def show_module(read: Read, name: str, query: ModuleQuery) -> bytes:
     module = known_module(read, name)
-    read.unless_known(modules=[module])
+    read.raise_if_not_modified(modules=[module])
     read.about = frozenset([name])
     embedded = query.include if query.fields else [*query.include, "instances"]
-    return _texts(read, [name], Shape.of(query.fields, embedded), [module])
+    return _texts(read, [name], Projection.of(query.fields, embedded), [module])
 
 
 @bp.get("/modules/<name>/manifest")
@@ -117,7 +117,7 @@ def show_manifest(read: Read, name: str) -> bytes:
     manifest = read.snapshot.manifest(name, module.digest) if module.digest else None
     if manifest is None:
         raise _no_manifest(read, name)
-    read.unless_known(etag=manifest.digest, modules=[module])
+    read.raise_if_not_modified(etag=manifest.digest, modules=[module])
     return manifest.content.encode()
 
 
@@ -133,15 +133,15 @@ def show_manifest(read: Read, name: str) -> bytes:
 )
 def list_manifests(read: Read, name: str, query: ManifestsQuery) -> ManifestList:
     module = known_module(read, name)
-    after = place_behind("manifests", query.cursor, str)
+    after = parse_cursor("manifests", query.cursor, str)
     if after is not None and read.snapshot.manifest(name, after) is None:
         raise broken_cursor()
-    read.unless_known(modules=[module])
+    read.raise_if_not_modified(modules=[module])
     history = read.snapshot.manifest_history(name, limit=query.limit + 1, after=after)
     rows, last = page(history, query.limit)
     return ManifestList(
         items=[ManifestEntry.of(row, module) for row in rows],
-        next=cursor_behind("manifests", last.digest) if last else None,
+        next=cursor_after("manifests", last.digest) if last else None,
         index=read.snapshot.index,
     )
 
@@ -161,7 +161,7 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
     manifest = read.snapshot.manifest(name, digest)
     if manifest is None:
         raise UnknownManifest(f"The module {name} has no manifest {digest}. {UnknownManifest.advice}")
-    read.unless_known(etag=manifest.digest, modules=[module])
+    read.raise_if_not_modified(etag=manifest.digest, modules=[module])
     return manifest.content.encode()
 
 
@@ -177,14 +177,14 @@ def show_manifest_of_history(read: Read, name: str, digest: str) -> bytes:
 )
 def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList:
     module = known_module(read, name)
-    after = place_behind("instances", query.cursor, int)
-    read.unless_known(modules=[module])
+    after = parse_cursor("instances", query.cursor, int)
+    read.raise_if_not_modified(modules=[module])
     found = read.snapshot.instance_page(name, passing=query.passing, limit=query.limit + 1, after=after)
     rows, last = page(found, query.limit)
     read.tells_last_seen = True
     return InstanceList(
         items=instance_shapes(read.snapshot, rows),
-        next=cursor_behind("instances", last.key or 0) if last else None,
+        next=cursor_after("instances", last.key or 0) if last else None,
         index=read.snapshot.index,
     )
 
@@ -202,13 +202,13 @@ def list_instances(read: Read, name: str, query: InstancesQuery) -> InstanceList
 )
 def list_tombstones(read: Read, name: str, query: TombstonesQuery) -> TombstoneList:
     known_module(read, name)
-    before = place_behind("tombstones", query.cursor, int)
+    before = parse_cursor("tombstones", query.cursor, int)
     # Those who told of them may feed the module no longer, so that any of them counts.
-    read.unless_known()
+    read.raise_if_not_modified()
     rows, last = page(read.snapshot.tombstones(name, limit=query.limit + 1, before=before), query.limit)
     return TombstoneList(
         items=[Tombstone.of(row) for row in rows],
-        next=cursor_behind("tombstones", last.key or 0) if last else None,
+        next=cursor_after("tombstones", last.key or 0) if last else None,
         index=read.snapshot.index,
     )
 
@@ -229,6 +229,8 @@ def _no_manifest(read: Read, name: str) -> Problem:
     return NoManifest(f"The module {name} has no manifest yet. {why}")
 
 
-def _texts(read: Read, names: Sequence[str], shape: Shape, rows: Sequence[models.ModuleRow] = ()) -> bytes:
-    read.tells_last_seen |= shape.instances
-    return read.parts.texts(read.snapshot, names, shape, rows)
+def _texts(
+    read: Read, names: Sequence[str], projection: Projection, rows: Sequence[models.ModuleRow] = ()
+) -> bytes:
+    read.tells_last_seen |= projection.instances
+    return read.parts.texts(read.snapshot, names, projection, rows)

@@ -11,7 +11,7 @@ from flask import Blueprint, request
 from discovery.base import Health, ServiceInstance
 from discovery.validation import meta_faults
 from manifest_cache.errors import ManifestInvalid
-from manifest_cache.ingest.push_registry import PushRegistration, PushRegistry
+from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.manifest import ParsedManifest, manifest_from_object
 from web.api.endpoint import write
 from web.backend import backend
@@ -34,7 +34,7 @@ bp = Blueprint("push", __name__)
     answer_description="Registered, and readable on every worker.",
     status=201,
 )
-def register(registry: PushRegistry, document: dict[str, Any]) -> tuple[Registered, int]:
+def register(registry: PushTables, document: dict[str, Any]) -> tuple[Registered, int]:
     done = registry.register(_registration(document))
     answer = Registered(
         instance=Instance.of(done.instance),
@@ -55,7 +55,7 @@ def register(registry: PushRegistry, document: dict[str, Any]) -> tuple[Register
     answer_description="Noted.",
     problems=(InstanceNotRegistered,),
 )
-def heartbeat(registry: PushRegistry, name: str, document: dict[str, Any]) -> tuple[BeatTaken, int]:
+def heartbeat(registry: PushTables, name: str, document: dict[str, Any]) -> tuple[BeatTaken, int]:
     beat, faults = body_of(Beat, document)
     if beat is None:
         raise InvalidBody.of(faults)
@@ -72,7 +72,7 @@ def heartbeat(registry: PushRegistry, name: str, document: dict[str, Any]) -> tu
     status=204,
     problems=(InstanceNotRegistered,),
 )
-def deregister(registry: PushRegistry, name: str, id: str) -> tuple[None, int]:
+def deregister(registry: PushTables, name: str, id: str) -> tuple[None, int]:
     return None, registry.deregister(name, id)
 
 

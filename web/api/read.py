@@ -34,8 +34,8 @@ class NotModified(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What an answer depends on, beside what was asked: as long as that stays it may be given again.
+class CacheInfo:
+    """What a cached answer depends on, besides the request: it is valid as long as this stays.
 
     `sources` feed it, `max_stale` is how many seconds ago each must have been confirmed at the
     most. An answer that `tells_last_seen` grows old by itself. `again` makes it from another state
@@ -47,19 +47,19 @@ class Facts:
     sources: Sequence[models.SourceRow]
     max_stale: float | None
     tells_last_seen: bool
-    again: Again | None
+    again: Renderer | None
     about: frozenset[str] | None
 
 
-class Made(NamedTuple):
+class Rerendered(NamedTuple):
     """An answer that was made again: those of its headers that are of one state alone, and its body."""
 
     headers: list[tuple[str, str]]
     body: bytes
-    facts: Facts
+    facts: CacheInfo
 
 
-Again: TypeAlias = Callable[[Snapshot], Made]
+Renderer: TypeAlias = Callable[[Snapshot], Rerendered]
 """Raises Problem where there is no such answer any more."""
 
 
@@ -82,7 +82,9 @@ class Read:
         self._etag = str(snapshot.index)
         self._feeding: Sequence[models.SourceRow] = snapshot.sources
 
-    def unless_known(self, *, etag: str | None = None, modules: Sequence[models.ModuleRow] = ()) -> None:
+    def raise_if_not_modified(
+        self, *, etag: str | None = None, modules: Sequence[models.ModuleRow] = ()
+    ) -> None:
         """Raises NotModified if the client has this answer; to be called once it is known that there is one.
 
         `etag` stands in for the index, `modules` are those that the answer tells of: their sources
@@ -123,17 +125,17 @@ class Read:
         response.headers.extend(self.headers())
         return response
 
-    def finish_again(self, body: bytes, again: Again) -> Made:
+    def finish_again(self, body: bytes, again: Renderer) -> Rerendered:
         """The same for an answer that is made without a request."""
         headers = [
             ("Content-Length", str(len(body))),
             ("ETag", quote_etag(self._etag)),
             *self.headers().items(),
         ]
-        return Made(headers, body, self.facts(again))
+        return Rerendered(headers, body, self.facts(again))
 
-    def facts(self, again: Again | None) -> Facts:
-        return Facts(
+    def facts(self, again: Renderer | None) -> CacheInfo:
+        return CacheInfo(
             self.snapshot.index, self._feeding, self._max_stale, self.tells_last_seen, again, self.about
         )
 
@@ -172,14 +174,14 @@ def page(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], Row | None]:
     return rows[:limit], rows[limit - 1] if len(rows) > limit else None
 
 
-def cursor_behind(what: str, place: str | int) -> str:
+def cursor_after(what: str, place: str | int) -> str:
     """An opaque cursor for the page of `what` that begins behind `place`."""
     packed = json.dumps([what, place], separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
-def place_behind(what: str, cursor: str | None, kind: type[Place]) -> Place | None:
-    """The place that `cursor_behind` packed. Raises BadParameter if it is none, or one of another list."""
+def parse_cursor(what: str, cursor: str | None, kind: type[Place]) -> Place | None:
+    """The place that `cursor_after` packed. Raises BadParameter if it is none, or one of another list."""
     if cursor is None:
         return None
     try:
@@ -199,4 +201,4 @@ def _is_sound(place: str | int) -> bool:
 
 
 def broken_cursor() -> BadParameter:
-    return BadParameter.of([("cursor", "is not one that this list gave out: leave it away to start anew")])
+    return BadParameter.of([("cursor", "is not one that this list gave out: leave it away to start again")])

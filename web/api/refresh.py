@@ -6,7 +6,7 @@ from flask import Blueprint
 
 from discovery.text import shortened
 from manifest_cache.ingest.store import Store
-from web.api.endpoint import asking
+from web.api.endpoint import command
 from web.problems import UnknownModule
 from web.schemas.refresh_text import told
 from web.schemas.requests import ModulePath
@@ -16,7 +16,7 @@ bp = Blueprint("refresh", __name__)
 
 
 @bp.post("/modules/<name>/refresh")
-@asking(
+@command(
     summary="Have a module's manifests fetched now",
     tag="manifests",
     description="The synchronizer does it, as soon as one runs; what it brings shows as any change does. "

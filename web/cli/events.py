@@ -210,7 +210,7 @@ def _show_page_json(reader: Reader, wanted: _Wanted, after: int | None, limit: i
             walked = _walk(lambda behind: wanted.behind(snapshot, behind), after)
             found = list(islice(walked, limit))
             more = next(walked, None) is not None
-    cursor = reading.cursor_behind("events", _index(found[-1])) if more else None
+    cursor = reading.cursor_after("events", _index(found[-1])) if more else None
     answer = responses.EventList(
         items=[responses.Event.of(event) for event in found], next=cursor, index=index
     )

@@ -22,13 +22,13 @@ def forget(name: str, as_json: bool) -> None:
     Its manifests go with it, and what is remembered of its instances. Without this it is kept as
     unavailable for LICTOR_FORGET_AFTER. If it registers again it is new.
     """
-    from manifest_cache.retention.modules import Forgetting, ModuleInUse, UnknownModule
+    from manifest_cache.retention.modules import Forgetting, ModuleInUse, NoSuchModule
     from manifest_cache.settings import CacheSettings
 
     with opened_database() as database:
         try:
             forgotten = Forgetting(database, CacheSettings.load()).forget(name)
-        except UnknownModule as exc:
+        except NoSuchModule as exc:
             raise unknown_module(name, exc.near) from exc
         except ModuleInUse as exc:
             raise Failure(plain(str(exc))) from exc

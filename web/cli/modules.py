@@ -90,7 +90,7 @@ def _show_list_json(rows: Sequence[ModuleRow], more: bool, index: int) -> None:
     from web.api import read as reading
     from web.schemas import responses
 
-    cursor = reading.cursor_behind("modules", rows[-1].name) if more else None
+    cursor = reading.cursor_after("modules", rows[-1].name) if more else None
     answer = responses.ModuleList(items=[responses.Module.of(row) for row in rows], next=cursor, index=index)
     show_json(answer.model_dump(mode="json", exclude_unset=True))
 

@@ -81,7 +81,7 @@ _OPTIONS = {
     metavar="DURATION",
     default="10m",
     show_default=True,
-    help="After so long in a critical state it is removed (Consul: 1m at least), or `never`.",
+    help="How long it may be critical before it is removed (Consul: 1m at least), or `never`.",
 )
 @click.option(
     "--manifest",

@@ -19,7 +19,7 @@ from manifest_cache.manifest import Link, Manifest
 from manifest_cache.storage import models
 from manifest_cache.storage.reader import ModuleFilter
 from web.api.modules import known_module
-from web.api.read import NotModified, Read, cursor_behind, page, place_behind
+from web.api.read import NotModified, Read, cursor_after, page, parse_cursor
 from web.backend import backend
 from web.problems import PROBLEMS, UnknownPath
 from web.schemas.parsing import path_of, query_of
@@ -60,7 +60,7 @@ class OverviewQuery(NoParameters):
 @bp.get("/")
 def overview() -> Response:
     query = query_of(OverviewQuery, request.args)
-    after = place_behind("modules", query.cursor, str)
+    after = parse_cursor("modules", query.cursor, str)
     with backend().snapshot() as snapshot:
         read = Read(snapshot, backend().module_parts, request.if_none_match)
         wanted = ModuleFilter(status=query.status, tag=query.tag, q=query.q.strip())
@@ -81,7 +81,7 @@ def _overview(read: Read, query: OverviewQuery, wanted: ModuleFilter, after: str
         modules=rows,
         query=query,
         is_filtered=bool(query.q.strip() or query.status or query.tag),
-        next_cursor=cursor_behind("modules", last.name) if last else None,
+        next_cursor=cursor_after("modules", last.name) if last else None,
         by_consul="consul" in settings.registries,
         by_push="push" in settings.registries,
         token_file=settings.push_token_file,
@@ -129,7 +129,9 @@ def problem_page(slug: str) -> str:
 def _unless_known(read: Read, render: Any, *, module: models.ModuleRow | None = None) -> Response:
     """The page, or 304: its ETag also changes with this program, which made its markup."""
     try:
-        read.unless_known(etag=f"{read.snapshot.index}-{_build()}", modules=[module] if module else [])
+        read.raise_if_not_modified(
+            etag=f"{read.snapshot.index}-{_build()}", modules=[module] if module else []
+        )
         response = Response(render())
     except NotModified:
         response = Response(status=304)

@@ -23,7 +23,7 @@ from web.schemas.types import rfc3339
 _MARK = "\0"
 _Contacts: TypeAlias = Mapping[str, datetime | None]
 
-# What a text takes beside its bytes, roughly.
+# Memory that a text takes besides its bytes, roughly.
 _OVERHEAD = 300
 
 

@@ -23,7 +23,7 @@ class Changes:
         self._known_to = -1
 
     def forget(self) -> None:
-        """Begins anew, as the database does that was put back."""
+        """Begins again, as the database does that was put back."""
         with self._lock:
             self._last.clear()
             self._known_from, self._known_to = 0, -1
@@ -41,11 +41,11 @@ class Changes:
                 self._last |= changed
             self._known_to = snapshot.index
 
-    def reach(self, index: int) -> bool:
+    def covers(self, index: int) -> bool:
         """Whether it is known what changed until this index."""
         return index <= self._known_to
 
-    def same_until(self, since: int, names: Iterable[str | None]) -> int:
+    def unchanged_until(self, since: int, names: Iterable[str | None]) -> int:
         """The index up to which none of these changed after `since`: itself, where that is not known."""
         with self._lock:
             if not self._known_from <= since <= self._known_to:

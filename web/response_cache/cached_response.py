@@ -13,7 +13,7 @@ from werkzeug.http import parse_accept_header, parse_etags, quote_etag, unquote_
 
 from manifest_cache.storage.models import SourceRow, utc_now
 from manifest_cache.storage.reader import Snapshot
-from web.api.read import INDEX_HEADER, Facts, at_index
+from web.api.read import INDEX_HEADER, CacheInfo, at_index
 from web.rendering.module_changes import Changes
 from web.response_cache.raw_response import Headers, RawResponse
 from web.schemas.freshness import CONTACT_HEADER, STALE_HEADER, contact, is_older, longest_unconfirmed
@@ -24,21 +24,21 @@ _WORTH_PACKING = 1024
 _LEVEL = 4
 _CONTACT_FOR = 1.0
 _LAST_SEEN_FOR = 5.0
-# What an answer takes beside its bytes, roughly.
+# Memory that an answer takes besides its bytes, roughly.
 _OVERHEAD = 2000
 _OF_BODY = ("Content-Type", "Content-Length")
 _OF_ONE_STATE = ("Content-Length", "ETag", INDEX_HEADER, STALE_HEADER, CONTACT_HEADER)
 _VARY = ("Vary", "Accept-Encoding")
 
 
-class KeptAnswer:
+class CachedResponse:
     """An answer with status 200 that may be given again as long as the index is the same.
 
     `expires` is when it grows old by itself, on the monotonic clock. It tells when its sources were
-    last confirmed, and is to be told anew when it `needs_refresh`.
+    last confirmed, and is to be told again when it `needs_refresh`.
     """
 
-    def __init__(self, response: RawResponse, facts: Facts, route: str) -> None:
+    def __init__(self, response: RawResponse, facts: CacheInfo, route: str) -> None:
         now = time.monotonic()
         self.index = facts.index
         self.route = route
@@ -57,7 +57,7 @@ class KeptAnswer:
     def size(self) -> int:
         return len(self._body) + len(self._packed or b"") + _OVERHEAD
 
-    def made_again(self, snapshot: Snapshot) -> KeptAnswer | None:
+    def made_again(self, snapshot: Snapshot) -> CachedResponse | None:
         """The answer to the same at another state, without the application; None where that has to make it.
 
         Raises Problem where there is none any more.
@@ -66,18 +66,20 @@ class KeptAnswer:
             return None
         made = self._facts.again(snapshot)
         same = [line for line in self._headers if line != _VARY and line[0] not in _OF_ONE_STATE]
-        return KeptAnswer(RawResponse("200 OK", [*same, *made.headers], made.body), made.facts, self.route)
+        return CachedResponse(
+            RawResponse("200 OK", [*same, *made.headers], made.body), made.facts, self.route
+        )
 
-    def renewed(self, changes: Changes) -> KeptAnswer | None:
+    def renewed(self, changes: Changes) -> CachedResponse | None:
         """The same answer at a later index, if nothing happened since that it would tell of."""
         about = self._facts.about
-        if about is None or (index := changes.same_until(self.index, (None, *about))) == self.index:
+        if about is None or (index := changes.unchanged_until(self.index, (None, *about))) == self.index:
             return None
         body = at_index(self._body, self.index, index)
         other = {"Content-Length": str(len(body)), "ETag": quote_etag(str(index)), INDEX_HEADER: str(index)}
         headers = [(name, other.get(name, value)) for name, value in self._headers if (name, value) != _VARY]
         facts = replace(self._facts, index=index, sources=self._sources)
-        answer = KeptAnswer(RawResponse("200 OK", headers, body), facts, self.route)
+        answer = CachedResponse(RawResponse("200 OK", headers, body), facts, self.route)
         answer.expires, answer._refresh_at = self.expires, self._refresh_at
         return answer
 
@@ -105,9 +107,9 @@ class KeptAnswer:
 
     def for_client(self, if_none_match: str | None, accept_encoding: str | None) -> RawResponse:
         """What a client gets that sent these headers."""
-        return self.at_hand(if_none_match, accept_encoding) or self._pack()
+        return self.ready(if_none_match, accept_encoding) or self._pack()
 
-    def at_hand(self, if_none_match: str | None, accept_encoding: str | None) -> RawResponse | None:
+    def ready(self, if_none_match: str | None, accept_encoding: str | None) -> RawResponse | None:
         """The same, but None if the body is still to be packed for it."""
         packs = accept_encoding and len(self._body) >= _WORTH_PACKING and _takes_gzip(accept_encoding)
         if if_none_match is not None and self._is_known(if_none_match):

@@ -20,7 +20,7 @@ from web import backend
 from web.backend import Backend
 from web.problems import Problem
 from web.request_context import RequestContext, context_of, set_context
-from web.response_cache.cached_response import KeptAnswer
+from web.response_cache.cached_response import CachedResponse
 from web.response_cache.raw_response import RawResponse, raw_response
 from web.telemetry.metrics import READ_CACHE
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _EXTENSION = "lictor.read_cache"
 _PREFIX = "/api/v1/"
 _CONTACT_FOR = 1.0
-# Whoever waits longer for what another one makes makes it as well.
+# How long a request waits for another one that makes the same answer, in seconds.
 _PATIENCE = 5.0
 
 _HIT = READ_CACHE.labels("hit")
@@ -96,7 +96,7 @@ class ReadCache:
         now = time.monotonic()
         if answer is None or answer.index != index or answer.needs_refresh(now) or answer.is_too_old(now):
             return None
-        response = answer.at_hand(if_none_match, accept_encoding)
+        response = answer.ready(if_none_match, accept_encoding)
         if response is None:
             return None
         _QUICK.inc()
@@ -125,7 +125,7 @@ class ReadCache:
         _HIT.inc()
         return self._for_client(key, answer, environ)
 
-    def _holds(self, answer: KeptAnswer, index: int) -> bool:
+    def _holds(self, answer: CachedResponse, index: int) -> bool:
         # One that is newer than the look was made after it; unless the database was put back.
         if answer.index != index and not index < answer.index <= self._backend.index():
             return False
@@ -134,7 +134,7 @@ class ReadCache:
             answer.refresh(self._contacts.of(answer.source_names, now), now)
         return not answer.is_too_old(now)
 
-    def _for_client(self, key: CacheKey, answer: KeptAnswer, environ: WSGIEnvironment) -> RawResponse:
+    def _for_client(self, key: CacheKey, answer: CachedResponse, environ: WSGIEnvironment) -> RawResponse:
         context_of(environ).route = answer.route
         size = answer.size
         response = answer.for_client(environ.get("HTTP_IF_NONE_MATCH"), environ.get("HTTP_ACCEPT_ENCODING"))
@@ -166,7 +166,7 @@ class ReadCache:
 
     def _made_now(
         self, key: CacheKey, index: int, environ: WSGIEnvironment
-    ) -> tuple[RawResponse, KeptAnswer | None]:
+    ) -> tuple[RawResponse, CachedResponse | None]:
         """What is response, and the answer that is kept of it, if it is one. Raises StoreError."""
         _MISS.inc()
         before = self._answers.get(key)
@@ -176,10 +176,10 @@ class ReadCache:
         self._answers.put(key, answer)
         return self._for_client(key, answer, environ), answer
 
-    def _made_from(self, before: KeptAnswer, index: int) -> KeptAnswer | None:
-        """Made of what is known of the answer before: the application takes several times as long."""
+    def _made_from(self, before: CachedResponse, index: int) -> CachedResponse | None:
+        """Makes it from the answer before: the application takes several times as long."""
         changes = self._backend.changes
-        if changes.reach(index) and (answer := self._renewed(before, index)):
+        if changes.covers(index) and (answer := self._renewed(before, index)):
             return answer
         try:
             with self._backend.snapshot() as snapshot:
@@ -189,12 +189,12 @@ class ReadCache:
             # The application knows how to tell.
             return None
 
-    def _renewed(self, before: KeptAnswer, index: int) -> KeptAnswer | None:
+    def _renewed(self, before: CachedResponse, index: int) -> CachedResponse | None:
         """The answer before, if what changed until this index or a later one is nothing to it."""
         answer = before.renewed(self._backend.changes)
         return answer if answer is not None and self._holds(answer, index) else None
 
-    def _from_app(self, key: CacheKey, environ: WSGIEnvironment) -> tuple[RawResponse, KeptAnswer | None]:
+    def _from_app(self, key: CacheKey, environ: WSGIEnvironment) -> tuple[RawResponse, CachedResponse | None]:
         """What the application sends, and the answer that is kept of it, if it is one."""
         # Whole, whatever this client knows of it: the next one may not.
         whole = {**environ, "REQUEST_METHOD": "GET"}
@@ -205,7 +205,7 @@ class ReadCache:
         context_of(environ).route = context.route
         if context.facts is None or response.code != HTTPStatus.OK:
             return response, None
-        answer = KeptAnswer(response, context.facts, context.route)
+        answer = CachedResponse(response, context.facts, context.route)
         self._answers.put(key, answer)
         return self._for_client(key, answer, environ), answer
 
@@ -215,7 +215,7 @@ class _Making:
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.answer: KeptAnswer | None = None
+        self.answer: CachedResponse | None = None
 
 
 def _key_of(environ: WSGIEnvironment) -> CacheKey | None:
@@ -236,11 +236,11 @@ class _Answers:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._held: OrderedDict[CacheKey, KeptAnswer] = OrderedDict()
+        self._held: OrderedDict[CacheKey, CachedResponse] = OrderedDict()
         self._sizes: dict[CacheKey, int] = {}
         self._size = 0
 
-    def get(self, key: CacheKey) -> KeptAnswer | None:
+    def get(self, key: CacheKey) -> CachedResponse | None:
         answer = self._held.get(key)
         if answer is not None:
             # Another thread may have thrown it away meanwhile.
@@ -248,7 +248,7 @@ class _Answers:
                 self._held.move_to_end(key)
         return answer
 
-    def put(self, key: CacheKey, answer: KeptAnswer) -> None:
+    def put(self, key: CacheKey, answer: CachedResponse) -> None:
         size = answer.size + sum(map(len, key))
         with self._lock:
             self._throw_away(key)

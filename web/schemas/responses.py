@@ -36,7 +36,7 @@ def _columns(row: SQLModel, shape: type[BaseModel]) -> dict[str, Any]:
 
 @functools.cache
 def _common(kind: type[SQLModel], shape: type[BaseModel]) -> tuple[list[str], Callable[[SQLModel], Any]]:
-    """The names, and what gets their values: so many rows are written that it counts."""
+    """The names and a getter of their values, which is quicker for many rows."""
     names = [name for name in shape.model_fields if name in kind.model_fields]
     return names, attrgetter(*names)
 
@@ -293,7 +293,7 @@ class Registered(_Answered):
     index: Index
     heartbeat_interval: float = Field(description="The seconds between two heartbeats that are expected.")
     deregister_after: float = Field(
-        description="The seconds after which it is removed while critical for want of heartbeats."
+        description="The seconds after which it is removed while critical for lack of heartbeats."
     )
 
 

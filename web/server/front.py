@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[Any], Awaitable[None]]
 
-# They have a thread of their own: whoever asks whether the process lives must not wait for the database.
+# They have a thread of their own: a liveness probe must not wait for the database.
 _WITHOUT_DATABASE = ("/healthz", "/metrics")
 _REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
 

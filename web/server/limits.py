@@ -12,10 +12,10 @@ REQUEST_WITHIN = 12.0
 """A connection is closed whose next request is not whole by then."""
 
 STALLED_AFTER = 20.0
-"""A connection is closed whose client took nothing of an answer for so long."""
+"""How long a client may take nothing of an answer before its connection is closed, in seconds."""
 
 IDLE_WHILE_ENDING = 1.0
-"""So long connections that are kept go on while the worker ends, for a request may be on its way."""
+"""How long idle connections stay open while the worker ends, in seconds: a request may be on its way."""
 
 LONGEST_LINE = 8190
 """Of the path with its query, and of each header."""

@@ -16,7 +16,7 @@ REQUESTS = Histogram(
 
 READ_CACHE = Counter(
     "lictor_read_cache_total",
-    "Reads: from kept bytes (hit; quick where no thread was needed), made anew (miss), or left to the "
+    "Reads: from kept bytes (hit; quick where no thread was needed), made again (miss), or left to the "
     "application (passed).",
     ["outcome"],
 )

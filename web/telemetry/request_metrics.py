@@ -100,4 +100,4 @@ class _RequestIds:
 
 
 request_ids = _RequestIds()
-"""For whoever answers a request that brought no id of its own."""
+"""Makes an id for a request that brought none."""

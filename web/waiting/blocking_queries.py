@@ -116,7 +116,7 @@ class BlockingQueries:
         seen, self._seen = self._seen, index
 
         def is_unconcerned(group: _Group) -> bool:
-            return changes.same_until(seen, group.question.words) != seen
+            return changes.unchanged_until(seen, group.question.words) != seen
 
         behind = [group for group in self._groups.values() if _is_behind(group, index, lines)]
         late = self._due

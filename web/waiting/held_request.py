@@ -1,4 +1,4 @@
-"""What many may wait for at once: one request of the API, asked anew when the change has come."""
+"""A request of the API that many clients may wait for at once: it is asked again after a change."""
 
 from __future__ import annotations
 

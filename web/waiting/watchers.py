@@ -137,7 +137,7 @@ class Watchers:
         """In a thread: reads what came to the log after this index. Raises StoreError."""
         if not follows:
             index = self._backend.index()
-            if not self._queries.are_many or self._backend.changes.reach(index):
+            if not self._queries.are_many or self._backend.changes.covers(index):
                 return _News(index, None, follows)
         with self._backend.snapshot() as snapshot:
             self._backend.changes.follow(snapshot)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from typing import Any, NamedTuple
 
 from discovery.base import InstanceKey, ServiceInstance
-from discovery.consul.call import Answer
+from discovery.consul.call import ConsulResult
 from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.metrics import ANTI_ENTROPY_REPAIRS
 from discovery.consul.watch.queries import BlockingQuery, Queries, node_path, service_path
@@ -29,7 +29,7 @@ class Watched(NamedTuple):
     """A blocking query, what takes its answers, and what sees whether an answer's data is news."""
 
     query: BlockingQuery
-    take: Callable[[Answer, bool], Awaitable[None]]
+    take: Callable[[ConsulResult, bool], Awaitable[None]]
     differs: Callable[[Any], bool]
 
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from discovery.base import Lost, Watcher
-from discovery.consul.call import Answer
+from discovery.consul.call import ConsulResult
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.errors import DiscoveryError, PermissionDenied, RegistryRejected, RegistryUnavailable
@@ -128,7 +128,7 @@ async def _own(client: AsyncConsulClient) -> str:
     return _name(told)
 
 
-def _all(answer: Answer) -> list[str]:
+def _all(answer: ConsulResult) -> list[str]:
     """The names that Consul lists; raises TypeError where it does not."""
     if not isinstance(answer.data, list):
         raise TypeError(f"a list was expected, not {type(answer.data).__name__}")

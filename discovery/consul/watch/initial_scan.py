@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 
 from discovery.base import Health
-from discovery.consul.call import Answer
+from discovery.consul.call import ConsulResult
 from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.queries import BlockingQuery, Queries, QueryTimedOut, node_path
 from discovery.errors import RegistryUnavailable
@@ -52,7 +52,7 @@ class InitialScan:
         self._watches["nodes"].start_from(nodes.index)
         return True
 
-    async def _ask(self, watch: str) -> Answer:
+    async def _ask(self, watch: str) -> ConsulResult:
         return await self._answer(self._watches[watch].path)
 
     async def _read(self, waiting: Iterator[str]) -> None:
@@ -62,7 +62,7 @@ class InitialScan:
                 raise RegistryUnavailable(self._queries.doubt)
             self._mirror.apply_node(answer.data or {}, answer.index)
 
-    async def _answer(self, path: str) -> Answer:
+    async def _answer(self, path: str) -> ConsulResult:
         try:
             return await self._queries.read(path)
         except QueryTimedOut as exc:

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
-from discovery.consul.call import Answer, Consistency
+from discovery.consul.call import Consistency, ConsulResult
 from discovery.consul.client import AsyncConsulClient
 from discovery.consul.watch.metrics import CONSUL_QUERIES, CONSUL_QUERIES_IN_FLIGHT
 from discovery.errors import DiscoveryError, RegistryUnavailable
@@ -88,15 +88,15 @@ class Queries:
         """Drops what was doubtful about a path that is not asked for any longer."""
         self._doubts.pop(path, None)
 
-    async def read(self, path: str) -> Answer:
+    async def read(self, path: str) -> ConsulResult:
         """The leader's word of now."""
         return self._note_completeness(path, await self._query_with_retry(path, kind=_kind(path)))
 
-    async def contact(self, path: str) -> Answer:
+    async def contact(self, path: str) -> ConsulResult:
         """As `read`, counted apart: asked to see whether Consul answers."""
         return self._note_completeness(path, await self._query_with_retry(path, kind="contact"))
 
-    async def block(self, path: str, index: int, wait: float) -> Answer:
+    async def block(self, path: str, index: int, wait: float) -> ConsulResult:
         """What any server says once its index passes `index`, or after `wait` seconds.
 
         An index of 0 does not wait. If that server has lost touch with its leader, this is what the
@@ -108,7 +108,7 @@ class Queries:
             answer = await self._query_with_retry(path, kind=kind)
         return self._note_completeness(path, answer)
 
-    def _note_completeness(self, path: str, answer: Answer) -> Answer:
+    def _note_completeness(self, path: str, answer: ConsulResult) -> ConsulResult:
         if answer.known_leader is False:
             self._doubts[path] = "Consul has no leader"
         elif answer.filtered_by_acls:
@@ -125,7 +125,7 @@ class Queries:
         index: int = 0,
         wait: float = 0.0,
         consistency: Consistency = "default",
-    ) -> Answer:
+    ) -> ConsulResult:
         """Asks until there is an answer, but neither often nor long."""
         backoff = Backoff()
         spent = 0.0
@@ -153,7 +153,9 @@ class Queries:
             self._resume_at = max(self._resume_at, time.monotonic() + max(pause, asked))
         return pause
 
-    async def _ask(self, path: str, kind: str, index: int, wait: float, consistency: Consistency) -> Answer:
+    async def _ask(
+        self, path: str, kind: str, index: int, wait: float, consistency: Consistency
+    ) -> ConsulResult:
         limit = (wait * 17 / 16 if index else 0.0) + self._margin
         outcome = "cancelled"
         try:
@@ -184,7 +186,7 @@ class Queries:
 
 
 class BlockingQuery:
-    """One path that is watched; what is known of its index outlasts whoever asks.
+    """One path that is watched; what is known of its index outlasts a single loop.
 
     `spacing` is the least time from one query to the next, in seconds.
     """
@@ -202,7 +204,7 @@ class BlockingQuery:
         """Takes it that the answer at this index is known: the first one told is news."""
         self.index, self._waits = index, index > 0
 
-    async def answers(self) -> AsyncGenerator[tuple[Answer, bool]]:
+    async def answers(self) -> AsyncGenerator[tuple[ConsulResult, bool]]:
         """Its answers, the first at once unless it is known, and whether the index moved; without end.
 
         An answer at the same index can be another all the same: a token's rights move no index.
@@ -226,7 +228,7 @@ class BlockingQuery:
             took, busy = time.monotonic() - asked, used - used_before
             await asyncio.sleep(self._floor.after(took, busy=busy, size=answer.size, moved=moved))
 
-    async def _confirmed(self) -> Answer:
+    async def _confirmed(self) -> ConsulResult:
         """The leader's answer to what a server that may only be behind answered."""
         answer = await self._queries.read(self.path)
         if answer.index < self.index:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from functools import partial
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
-from discovery.consul.call import Answer
+from discovery.consul.call import ConsulResult
 from discovery.consul.watch.anti_entropy import AntiEntropy, Watched
 from discovery.consul.watch.catalog_state import CatalogState
 from discovery.consul.watch.initial_scan import InitialScan
@@ -38,13 +38,13 @@ _SIGN_OF_LIFE = 5.0
 _SPACING = 0.025
 # What is known to have changed is read, told and stored before all else is looked through.
 _SETTLE = 0.05
-# So long at the most, in seconds, a search waits for the next after a long one.
+# Longest pause between two searches, in seconds, after a long one.
 _LONGEST_REST = 1.0
 _LIVELIEST = 3
 _REMEMBERED = 1000
 # Fewer places than this are looked through sooner than anything else is asked.
 _FEW = 10
-# So many checks are listed, in one answer, in the time in which one node is looked through.
+# How many checks one list returns in the time that reading one node takes.
 _CHECKS_A_PLACE = 64
 # A loop that is restarted so often without any query being answered tells of a source that is lost.
 _RESTARTS = 3
@@ -127,7 +127,7 @@ class WatchSession:
                 group.create_task(self._guarded(name, loop), name=f"{name} of {self._source}")
 
     async def _guarded(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Runs a loop; one that is stuck in a query is begun anew."""
+        """Runs a loop; one that is stuck in a query is begun again."""
         while True:
             try:
                 return await loop()
@@ -156,12 +156,12 @@ class WatchSession:
                     # What was read in a time of doubt may be another by now, and no index tells.
                     self._to_read.add_background(map(Service, self._incomplete))
 
-    async def _take_state(self, state: Health, answer: Answer, moved: bool) -> None:
+    async def _take_state(self, state: Health, answer: ConsulResult, moved: bool) -> None:
         worse, to_read = self._mirror.apply_checks(state, answer.data, answer.index)
         self._to_read.add_urgent(map(Service, to_read))
         await self._emit(worse)
 
-    async def _take_nodes(self, answer: Answer, moved: bool) -> None:
+    async def _take_nodes(self, answer: ConsulResult, moved: bool) -> None:
         before = self._mirror.nodes
         altered = self._mirror.apply_nodes(answer.data, answer.index)
         if before:
@@ -169,7 +169,7 @@ class WatchSession:
             self._to_read.add_next(map(Node, self._mirror.nodes - before))
         await self._emit(altered)
 
-    async def _take_services(self, answer: Answer, moved: bool) -> None:
+    async def _take_services(self, answer: ConsulResult, moved: bool) -> None:
         renamed, gone = self._mirror.apply_catalog(answer.data)
         if self._first_pass is None:
             self._first_pass = set(self._mirror.names)
@@ -181,7 +181,7 @@ class WatchSession:
         if moved or renamed or gone:
             if not (renamed or gone):
                 self._untraced_change = True
-                # Where most changed lately it is looked at once, whatever search is under way.
+                # What changed most recently is read at once, whatever search is under way.
                 self._to_read.add_guess(self._most_recently_changed())
             self._move(answer.index)
         await self._emit((), [key for keys in gone.values() for key in keys])
@@ -229,7 +229,7 @@ class WatchSession:
 
         A registration that changed need not show in the names and their tags. What is on a node
         shows by its indexes which services were written, so the nodes are looked through, those
-        where most was found lately first. Where that would take longer, one query over all checks
+        where most was found recently first. Where that would take longer, one query over all checks
         comes first, as mostly these are rewritten with a registration, and the rest is looked
         through in passing if it named something. Where nodes outnumber the services, these are
         read instead.
@@ -291,15 +291,15 @@ class WatchSession:
         await self._resolve(place.name, answer)
         await self._take_service(place.name, answer)
 
-    async def _resolve(self, name: str, answer: Answer) -> None:
-        """Looks anew at states that say other than a service does.
+    async def _resolve(self, name: str, answer: ConsulResult) -> None:
+        """Looks again at states that say other than a service does.
 
         They may be newer, or have been answered while a right to read the service was missing.
         """
         for state in self._mirror.contradicted(name, answer.data, answer.index):
             await self._look_at(self._watches[state])
 
-    def _take_node(self, name: str, answer: Answer) -> None:
+    def _take_node(self, name: str, answer: ConsulResult) -> None:
         # What is doubtful about it is so about the services that are read next as well.
         self._queries.forget(node_path(name))
         services = (answer.data or {}).get("Services") or {}
@@ -308,7 +308,7 @@ class WatchSession:
             self._note_recently_changed(Node(name))
         self._to_read.add_urgent(map(Service, changed))
 
-    async def _take_service(self, name: str, answer: Answer) -> None:
+    async def _take_service(self, name: str, answer: ConsulResult) -> None:
         if self._mirror.is_behind(name, answer.index):
             raise IndexWentBack(service_path(name))
         # A service that is named has instances: where none is seen, a right to see them is missing.

@@ -210,7 +210,7 @@ async def _keep_running(agent: DevAgent) -> None:
         await asyncio.sleep(_LOOK_INTERVAL)
         if agent.running:
             continue
-        _say("the Consul agent has ended and starts again; modules register there anew by themselves")
+        _say("the Consul agent has ended and starts again; modules register there again by themselves")
         # What is left of the one that ended.
         agent.kill()
         try:

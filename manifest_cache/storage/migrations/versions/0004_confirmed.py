@@ -14,5 +14,5 @@ down_revision = "0003"
 
 def upgrade() -> None:
     with op.batch_alter_table("instances") as table:
-        # For any other default SQLite's table is made anew, and the leases go with the old one.
+        # For any other default SQLite's table is made again, and the leases go with the old one.
         table.add_column(sa.Column("confirmed", sa.Boolean, nullable=False, server_default="0"))

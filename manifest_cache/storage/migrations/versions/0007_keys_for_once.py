@@ -1,4 +1,4 @@
-"""A key of an instance is never given to another, on SQLite files too whose table was made anew.
+"""A key of an instance is never given to another, on SQLite files too whose table was made again.
 
 Revision: 0007, after 0006
 """
