@@ -30,6 +30,10 @@ class _Waiter:
         if not self.answered.done():
             self.answered.set_result(answer)
 
+    def leave(self, _: asyncio.Future[None]) -> None:
+        """Called when the client is gone."""
+        self.give(None)
+
 
 class _Group:
     """Those who wait for news of one question."""
@@ -93,13 +97,17 @@ class BlockingQueries:
         waiter = _Waiter(index)
         group.waiters.add(waiter)
         group.gauge.inc()
+        # Not asyncio.wait, which costs as much as the rest of an answer.
+        time_is_up = asyncio.get_running_loop().call_later(seconds, waiter.give, None)
+        gone.add_done_callback(waiter.leave)
         try:
             if index < self._seen:
                 # It came between the look at the answer and now.
                 self._answer_soon(group)
-            await asyncio.wait((waiter.answered, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            answer = waiter.answered.result() if waiter.answered.done() else None
+            answer = await waiter.answered
         finally:
+            gone.remove_done_callback(waiter.leave)
+            time_is_up.cancel()
             group.gauge.dec()
             group.waiters.discard(waiter)
             if not group.waiters:

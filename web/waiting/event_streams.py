@@ -46,7 +46,8 @@ class EventStreams:
         self.follows = False
         self._is_ending = False
         self._count = 0
-        self._idle: set[asyncio.Future[None]] = set()
+        # Done with True where there is news, and with False where a client is to get a sign of life.
+        self._idle: set[asyncio.Future[bool]] = set()
         # What streams alike get next, for as long as the tail stays.
         self._chunks: dict[tuple[EventFilter, int], Page] = {}
 
@@ -120,19 +121,32 @@ class EventStreams:
 
     async def _news(self, gone: asyncio.Future[None]) -> bool:
         """Waits for the next look at the log; False if it took as long as a client may wait for a sign."""
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[bool] = loop.create_future()
+        # Not asyncio.wait, which takes as long as all else that a change costs for each stream.
+        beat = loop.call_later(_BEAT, _finish, woken, False)
         self._idle.add(woken)
+
+        def leave(_: asyncio.Future[None]) -> None:
+            _finish(woken, True)
+
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait((woken, gone), timeout=_BEAT, return_when=asyncio.FIRST_COMPLETED)
-            return woken.done() or gone.done()
+            return await woken
         finally:
+            gone.remove_done_callback(leave)
+            beat.cancel()
             self._idle.discard(woken)
 
     def _wake(self) -> None:
         idle, self._idle = self._idle, set()
         for woken in idle:
-            if not woken.done():
-                woken.set_result(None)
+            _finish(woken, True)
+
+
+def _finish(woken: asyncio.Future[bool], news: bool) -> None:
+    if not woken.done():
+        woken.set_result(news)
 
 
 def read_page(snapshot: Snapshot, wanted: EventFilter, position: int) -> Page | None:
