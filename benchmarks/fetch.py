@@ -91,11 +91,11 @@ def _tell(taken: dict[str, list[Taken]], modules: int) -> None:
             way,
             f"{rate[way]:,.0f}",
             f"{processor[way] * 1000:.2f} ms",
-            *(f"{rate[peer] / rate[way]:.2f}" if peer in rate else "-" for peer in _PEERS),
+            *(f"{rate[peer] / rate[way]:.2f}" for peer in _PEERS),
         )
         for way in taken
     ]
-    head = ("way", "a second", "CPU each", "time / streams'", "time / client's", "time / aiohttp's")
+    head = ("way", "a second", "CPU each", "time / streams'", "time / aiohttp's")
     table(f"Fetching the manifests of {modules:,} modules", head, rows)
 
 

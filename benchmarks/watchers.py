@@ -98,7 +98,7 @@ def hold(pipe: Connection, address: str, kind: Kind, number: int, index: int) ->
                 told.append(sock)
                 moments.append(time.monotonic())
                 if kind.asks_again and len(told) == 1:
-                    found = re.search(rb"X-Lictor-Index: (\d+)", data)
+                    found = re.search(rb"(?i)X-Lictor-Index: (\d+)", data)
                     request = kind.request.format(index=int(found[1]) if found else 0).encode()
         if len(told) >= number:
             pipe.send((moments[number // 2], moments[number - 1]))
