@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ _CONNECTIONS = 20
 # The header Date has whole seconds.
 _DATE_RESOLUTION = 1.0
 
+# A token is told to end soon as the alert tells it: by the share of its life, and the seconds, that are left.
+_LITTLE, _FORTNIGHT = 0.2, 14 * 86400
 _ACLS_ARE_OFF = 401
 _POLICY = 'consul/policies/lictor-read.hcl: service_prefix "" and node_prefix "" with policy = "read"'
 
@@ -89,7 +92,22 @@ def _token(client: ConsulClient) -> CheckResult:
             "consul token", f"Consul does not say what it may do: {exc}", "see the check of the rights"
         )
     policies = [policy.get("Name", "?") for policy in (told.get("Policies") or [])]
-    return ok("consul token", f"has the policies {', '.join(policies)}" if policies else "has no policies")
+    detail = f"has the policies {', '.join(policies)}" if policies else "has no policies"
+    end = told.get("ExpirationTime")
+    if not end:
+        return ok("consul token", detail)
+    detail = f"{detail}, and ends at {end}"
+    if _ends_soon(str(told.get("CreateTime")), str(end)):
+        return warn("consul token", detail, "put a new token in its place, and start Lictor again")
+    return ok("consul token", detail)
+
+
+def _ends_soon(created: str, end: str) -> bool:
+    try:
+        begins, ends = (datetime.fromisoformat(text).timestamp() for text in (created, end))
+    except ValueError:
+        return False
+    return ends - time.time() < min(_FORTNIGHT, _LITTLE * (ends - begins))
 
 
 def _rights(client: ConsulClient) -> CheckResult:

@@ -26,10 +26,11 @@ import discovery.consul.watch.metrics
 import manifest_cache.metrics
 import web.telemetry.metrics
 from tests.cli.command import wait_until_gone
-from tests.web.filling import Cache
+from tests.web.filling import Cache, instance
 from tests.web.gunicorn_server import Gunicorn, running
 from web.settings import Settings
 from web.telemetry import multiprocess_metrics
+from web.telemetry.consul_credentials import ConsulCredentials
 from web.telemetry.logging_config import logging_config
 from web.telemetry.request_id import request_id
 
@@ -80,6 +81,19 @@ def test_what_the_cache_holds_is_told(client: FlaskClient, cache: Cache) -> None
     contact = value(text, "lictor_source_last_contact_timestamp_seconds", source="consul")
     assert contact is not None
     assert abs(time.time() - contact) < 60
+
+
+def test_modules_with_several_versions_are_named(client: FlaskClient, cache: Cache) -> None:
+    cache.module("hr", version="1.0.0")
+    cache.module("financial", version="1.0.0")
+    assert value(client.get("/metrics").text, "lictor_module_versions", module="financial") is None
+    cache.announce(instance("financial", 2))
+    cache.serve("financial", version="2.0.0")
+    text = client.get("/metrics").text
+    assert value(text, "lictor_module_versions", module="financial") == 2
+    assert value(text, "lictor_module_versions", module="hr") is None
+    cache.remove(instance("financial", 1))
+    assert value(client.get("/metrics").text, "lictor_module_versions", module="financial") is None
 
 
 def test_it_answers_while_the_database_is_away(make_app: Callable[..., Flask], tmp_path: Path) -> None:
@@ -228,6 +242,7 @@ def test_every_metric_is_told_of(client: FlaskClient, cache: Cache) -> None:
         for family in families
         if family.name.startswith("lictor_") and not family.name.endswith("_created")
     }
+    shown = {family.name for family in ConsulCredentials({}).describe()}
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
     told = re.findall(r"^\| `(lictor_\w+?)(?:_total)?` \|", page.read_text(), re.M)
-    assert sorted(told) == sorted(kept | held)
+    assert sorted(told) == sorted(kept | held | shown)

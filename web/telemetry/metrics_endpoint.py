@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 
 from flask import Blueprint, Response, request
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -19,6 +20,10 @@ from web.backend import Backend, backend
 from web.telemetry.multiprocess_metrics import VARIABLE
 
 bp = Blueprint("metrics", __name__)
+
+_PAGE = 1000
+# Each is a series of its own. While more modules are in the midst of a rollout, one more tells nothing new.
+_MOST_SKEWED = 100
 
 
 @bp.get("/metrics")
@@ -76,6 +81,14 @@ def _families(snapshot: Snapshot) -> Iterator[Metric]:
     for status, number in sorted(snapshot.status_counts().items()):
         modules.add_metric([status], number)
     yield modules
+    versions = GaugeMetricFamily(
+        "lictor_module_versions",
+        "How many versions a module's healthy instances serve, of modules with several: at most 100 of them.",
+        labels=["module"],
+    )
+    for name, number in islice(_skewed(snapshot), _MOST_SKEWED):
+        versions.add_metric([name], number)
+    yield versions
     instances = GaugeMetricFamily("lictor_instances", "Instances, by health.", labels=["health"])
     for health, number in sorted(snapshot.health_counts().items()):
         instances.add_metric([health], number)
@@ -97,3 +110,11 @@ def _families(snapshot: Snapshot) -> Iterator[Metric]:
         if source.last_contact is not None:
             contact.add_metric([source.name], source.last_contact.timestamp())
     yield from (connected, doubted, contact)
+
+
+def _skewed(snapshot: Snapshot) -> Iterator[tuple[str, int]]:
+    """The modules whose healthy instances serve several versions, in the order of their names."""
+    after: str | None = None
+    while page := snapshot.modules(limit=_PAGE, after=after):
+        yield from ((module.name, len(module.versions)) for module in page if len(module.versions) > 1)
+        after = page[-1].name

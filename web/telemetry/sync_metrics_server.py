@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
 from web.settings import Settings
 
@@ -36,8 +37,27 @@ def serving_metrics(settings: Settings) -> Iterator[None]:
         return
     logger.info("metrics on http://%s/metrics", settings.metrics_bind)
     try:
-        yield
+        with _telling_of_consul(settings):
+            yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def _telling_of_consul(settings: Settings) -> Iterator[None]:
+    """Has it told until when certificates and the token are valid, where Consul is followed."""
+    if "consul" not in settings.registries:
+        yield
+        return
+    # Imported here: who does not follow Consul does not pay for its client.
+    from web.telemetry.consul_credentials import ConsulCredentials
+
+    credentials = ConsulCredentials(os.environ)
+    REGISTRY.register(credentials)
+    try:
+        with credentials.asking():
+            yield
+    finally:
+        REGISTRY.unregister(credentials)
