@@ -12,7 +12,7 @@ export PYTHONNODEBUGRANGES := 1
 ARGS ?=
 python := .venv/bin/python
 
-.PHONY: help setup venv demo test soak check lint types format wheel-test successor-test docker-test demo-test pins clean
+.PHONY: help setup venv demo test soak check lint types format wheel-test successor-test docker-test demo-test image sbom pins clean
 
 help:            ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -61,6 +61,12 @@ docker-test: venv ## Run the tests in containers; starts a Docker engine for the
 
 demo-test: venv  ## Start the demo, wait for its modules, press Ctrl-C, look for what is left behind
 	@$(python) -m pytest -m demo tests/test_demo.py $(ARGS)
+
+image: venv      ## Build the image lictor:VERSION; BASE_IMAGE=python:3.13-slim PYTHON=python3.13
+	@scripts/image
+
+sbom: venv       ## List the image's Python packages in a CycloneDX file, after `make image`
+	@scripts/sbom
 
 pins:            ## Move constraints.txt to the newest versions that setup.cfg allows
 	@scripts/pin
