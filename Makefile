@@ -19,7 +19,6 @@ help:            ## List these targets
 
 setup: venv      ## Get what the tests need: .venv, a real Consul, PostgreSQL, promtool (`make test` does it itself)
 	@scripts/get-consul >/dev/null
-	@scripts/get-helm >/dev/null
 	@scripts/postgres-server >/dev/null
 	@scripts/get-promtool >/dev/null
 
