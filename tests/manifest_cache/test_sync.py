@@ -279,6 +279,37 @@ def test_a_doubt_ends_by_itself(
     assert types.index("registry.doubted") < types.index("registry.accepted")
 
 
+def test_a_rolling_update_of_many_pods_is_not_doubted(
+    make: Callable[..., Sync], consul_server: Callable[..., ConsulServer], name: str
+) -> None:
+    """As Kubernetes does it by default: a quarter of the pods goes at once, as many come, and so on."""
+    server = consul_server()
+    sync = make(server.config())
+    with sync.running(), serving(name) as module, server.client() as client:
+
+        def come(pods: list[str]) -> None:
+            for pod in pods:
+                service = {"Service": name, "ID": pod, "Tags": ["module"], "Meta": {"pod-name": pod}}
+                place = {"Address": module.host, "Port": module.port}
+                node = {"Node": "cluster-virtual", "Address": "127.0.0.1"}
+                client.send(put_json("/v1/catalog/register", {**node, "Service": {**service, **place}}))
+
+        old, new = ([f"{version}-{number}" for number in range(200)] for version in ("old", "new"))
+        come(old)
+        eventually(lambda: len(sync.instances(name)) == len(old))
+        index = sync.reader.index()
+        for begin in range(0, len(old), 50):
+            for pod in old[begin : begin + 50]:
+                gone = {"Node": "cluster-virtual", "ServiceID": pod}
+                client.send(put_json("/v1/catalog/deregister", gone))
+            come(new[begin : begin + 50])
+        eventually(lambda: {row.id for row in sync.instances(name)} == set(new))
+        with sync.reader.snapshot() as snapshot:
+            types = {event.type for event in snapshot.events(after=index, limit=5000)}
+    assert {"instance.added", "instance.removed"} <= types
+    assert "registry.doubted" not in types
+
+
 def test_what_was_accepted_while_none_ran_is_believed_by_the_next(
     make: Callable[..., Sync], consul_server: Callable[..., ConsulServer], name: str
 ) -> None:
