@@ -133,12 +133,12 @@ def test_it_says_who_made_it(image: str) -> None:
 
 
 def test_one_processor_and_little_memory_are_enough(start: Callable[..., Container]) -> None:
-    lictor = start("up", options=("--memory", "256m", "--cpus", "1"), LICTOR_WORKERS="2")
+    lictor = start("up", options=("--memory", "384m", "--cpus", "1"), LICTOR_WORKERS="2")
     lictor.eventually(lambda: is_ready(lictor))
     register(start)
     lictor.eventually(lambda: module(lictor, "documents"))
+    assert lictor.stop(15) == 0, lictor.log
     assert lictor.state["OOMKilled"] is False
-    assert lictor.stop(15) == 0
 
 
 def test_a_full_volume_is_told_of(image: str, network: str) -> None:
