@@ -126,6 +126,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", [{}, HA], ids=["single", "ha"])
 def test_all_combinations_are_valid_and_restricted(mode: dict[str, Any]) -> None:
     for chosen in product([False, True], repeat=len(SWITCHES)):
