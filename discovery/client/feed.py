@@ -74,9 +74,12 @@ class CatalogFeed:
 
     async def run(self) -> None:
         backoff = Backoff(shortest=0.1, longest=15.0)
+        # Lictor is there: the pauses that its absence made long are no reason to wait now.
+        rereads = Backoff(shortest=0.1, longest=15.0)
         async with self._client() as client:
             while True:
                 begun = time.monotonic()
+                pauses = backoff
                 try:
                     if self._view is None:
                         await self._read_all(client)
@@ -85,6 +88,7 @@ class CatalogFeed:
                     logger.info("reading the catalog again url=%s: %s", self._url, exc)
                     # Who was told of it keeps it until all is read.
                     self._view = None
+                    pauses = rereads
                 except (RegistryUnavailable, httpx.HTTPError) as exc:
                     self._lost(str(exc) or type(exc).__name__)
                 except (KeyError, TypeError, ValueError, RecursionError) as exc:
@@ -92,7 +96,8 @@ class CatalogFeed:
                     self._lost(f"its answers make no sense, is it Lictor? ({why})")
                 if time.monotonic() - begun >= _STEADY:
                     backoff.reset()
-                await asyncio.sleep(backoff.next())
+                    rereads.reset()
+                await asyncio.sleep(pauses.next())
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(

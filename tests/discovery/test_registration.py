@@ -355,7 +355,9 @@ def test_it_is_set_right_when_somebody_altered_it(
 ) -> None:
     with register(tags=["a"]) as registration:
         assert registration.wait_registered(10)
-        client.register({"Name": name, "ID": registration.id, "Port": 1, "Tags": ["b"]})
+        # With its check gone as well, a heartbeat could be the first to notice.
+        altered = {"Name": name, "ID": registration.id, "Port": 1, "Tags": ["b"]}
+        client.register(altered, replace_existing_checks=False)
         eventually(lambda: service(client, registration.id)["Tags"] == ["module", "a"], limit=8)
         assert "somebody altered its tags, meta, port" in caplog.text
 
