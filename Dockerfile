@@ -7,7 +7,8 @@ FROM ${BASE_IMAGE} AS install
 COPY build/wheels /wheels
 RUN python3 -m venv /opt/lictor \
  && /opt/lictor/bin/python -m pip install -q --disable-pip-version-check --no-cache-dir \
-      --no-index --find-links=/wheels 'lictor[otel,postgres]' \
+      --no-deps /wheels/*.whl \
+ && /opt/lictor/bin/python -m pip check \
  && /opt/lictor/bin/python -m pip uninstall -q -y setuptools pip
 COPY scripts/image_health.py /opt/lictor/bin/image-health
 RUN mkdir /data && chown 65532:65532 /data

@@ -17,8 +17,8 @@ BASH_SCRIPTS = sorted(
     for file in (*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run")
     if file.is_file() and file.suffix == ""
 )
-# What the scripts call besides bash itself; a PATH with these alone has no Consul, Docker or apt.
-TOOLS = ("bash", "cat", "cksum", "dirname", "find", "id", "mkdir", "sort", "tail", "timeout")
+# What the scripts call besides bash itself; a PATH with these alone has no Consul, promtool, Docker or apt.
+TOOLS = ("bash", "cat", "cksum", "dirname", "find", "flock", "id", "mkdir", "sort", "tail", "timeout")
 
 
 @pytest.fixture
@@ -89,23 +89,23 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def consul_in(folder: Path) -> Path:
+def program_in(folder: Path, name: str = "consul") -> Path:
     """Something that answers to `consul version`, as a stand-in for where it is found."""
     folder.mkdir(parents=True, exist_ok=True)
-    consul = folder / "consul"
-    consul.write_text("#!/bin/sh\necho Consul v1\n")
-    consul.chmod(0o755)
-    return consul
+    program = folder / name
+    program.write_text("#!/bin/sh\necho Consul v1\n")
+    program.chmod(0o755)
+    return program
 
 
 def test_consul_is_looked_for_in_order(checkout: Path, bare_path: Path, tmp_path: Path) -> None:
     get_consul = checkout / "scripts" / "get-consul"
-    in_tools = consul_in(checkout / ".tools" / "consul" / "usr" / "bin")
+    in_tools = program_in(checkout / ".tools" / "consul" / "usr" / "bin")
     assert run(get_consul, PATH=str(bare_path)).stdout.strip() == str(in_tools)
-    on_path = consul_in(tmp_path / "elsewhere")
+    on_path = program_in(tmp_path / "elsewhere")
     path = f"{bare_path}:{on_path.parent}"
     assert run(get_consul, PATH=path).stdout.strip() == str(on_path)
-    named = consul_in(tmp_path / "named by the user")
+    named = program_in(tmp_path / "named by the user")
     assert run(get_consul, PATH=path, CONSUL_BIN=str(named)).stdout.strip() == str(named)
 
 
@@ -135,3 +135,17 @@ def test_without_apt_the_packages_are_named(checkout: Path, bare_path: Path) -> 
     done = run(checkout / "scripts" / "debian-packages", "postgresql", PATH=str(bare_path))
     assert done.returncode == 1
     assert "postgresql" in done.stderr
+
+
+def test_promtool_is_looked_for_on_path_and_in_tools(checkout: Path, bare_path: Path) -> None:
+    get_promtool = checkout / "scripts" / "get-promtool"
+    in_tools = program_in(checkout / ".tools" / "prometheus" / "usr" / "bin", "promtool")
+    assert run(get_promtool, PATH=str(bare_path)).stdout.strip() == str(in_tools)
+    on_path = program_in(bare_path, "promtool")
+    assert run(get_promtool, PATH=str(bare_path)).stdout.strip() == str(on_path)
+
+
+def test_where_no_promtool_is_to_be_had_it_says_how_to_get_it(checkout: Path, bare_path: Path) -> None:
+    done = run(checkout / "scripts" / "get-promtool", PATH=str(bare_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "put `promtool` on PATH (Debian: package prometheus)" in done.stderr

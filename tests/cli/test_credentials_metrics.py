@@ -20,7 +20,7 @@ from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.consul.doctor import check_consul
 from discovery.settings import DiscoverySettings
-from tests.cli.command import Lictor
+from tests.cli.command import Lictor, Running
 from tests.consul_server import ConsulServer, ScriptedConsul, eventually, put_json
 from tests.web.filling import Cache
 from tests.web.gunicorn_server import free_port
@@ -65,6 +65,13 @@ def made(folder: Path, name: str, *, days: float) -> Path:
     return path
 
 
+def sync(lictor: Lictor, server: ConsulServer, **settings: str) -> tuple[Running, str]:
+    """A synchronizer that asks this Consul, and where its metrics are."""
+    bind = f"127.0.0.1:{free_port()}"
+    settings |= {"LICTOR_REGISTRIES": "consul", "CONSUL_HTTP_ADDR": server.http_addr}
+    return lictor.start("sync", LICTOR_METRICS_BIND=bind, **settings), bind
+
+
 def test_sync_tells_until_when_its_certificates_and_its_token_are_valid(
     lictor: Lictor, cache: Cache, consul_server: Callable[..., ConsulServer]
 ) -> None:
@@ -74,12 +81,9 @@ def test_sync_tells_until_when_its_certificates_and_its_token_are_valid(
     token, end = expiring_token(server, "2h")
     authorities = lictor.folder / "ca.pem"
     shutil.copy(files.ca, authorities)
-    bind = f"127.0.0.1:{free_port()}"
-    synchronizer = lictor.start(
-        "sync",
-        LICTOR_METRICS_BIND=bind,
-        LICTOR_REGISTRIES="consul",
-        CONSUL_HTTP_ADDR=server.http_addr,
+    synchronizer, bind = sync(
+        lictor,
+        server,
         CONSUL_HTTP_TOKEN=token,
         CONSUL_CACERT=str(authorities),
         CONSUL_CLIENT_CERT=str(files.client_cert),
@@ -104,14 +108,7 @@ def test_what_has_no_end_is_not_told(
     lictor: Lictor, cache: Cache, consul_server: Callable[..., ConsulServer]
 ) -> None:
     server = consul_server(acl=True)
-    bind = f"127.0.0.1:{free_port()}"
-    synchronizer = lictor.start(
-        "sync",
-        LICTOR_METRICS_BIND=bind,
-        LICTOR_REGISTRIES="consul",
-        CONSUL_HTTP_ADDR=server.http_addr,
-        CONSUL_HTTP_TOKEN=server.management_token,
-    )
+    synchronizer, bind = sync(lictor, server, CONSUL_HTTP_TOKEN=server.management_token)
     synchronizer.wait_for("leading")
     assert not told(bind)
     assert synchronizer.end() == 0

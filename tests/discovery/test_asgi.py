@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,6 @@ app = Starlette(routes=[Route("/health", health)], lifespan=kept)
 @pytest.fixture
 def name() -> str:
     return f"asgi-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
 
 
 def service(client: ConsulClient, id: str) -> dict[str, Any]:

@@ -19,12 +19,6 @@ POD = "10.244.1.23"
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def name(client: ConsulClient) -> Iterator[str]:
     name = f"pods-{uuid.uuid4().hex[:8]}"
     yield name

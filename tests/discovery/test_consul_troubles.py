@@ -28,12 +28,6 @@ def name() -> str:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def proxy(consul: RunningConsul) -> Iterator[ConsulProxy]:
     with ConsulProxy(consul.http_addr) as proxy:
         yield proxy

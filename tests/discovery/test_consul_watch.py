@@ -31,12 +31,6 @@ def name() -> str:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def watching(consul: RunningConsul) -> Iterator[Watching]:
     with Watching(ConsulWatcher(consul.config())) as watching:
         eventually(lambda: watching.updates)

@@ -54,12 +54,6 @@ def port() -> int:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def run(consul: RunningConsul, name: str, port: int, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Runs `python ARGUMENTS` beside the application's file, application.py; kills all of it at the end."""
     with ExitStack() as running:

@@ -52,12 +52,6 @@ def name() -> str:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def run(consul: RunningConsul, name: str) -> Iterator[Run]:
     """Runs a command as a registered module; kills it and its wrapper after the test."""
     with ExitStack() as running:

@@ -38,12 +38,6 @@ def name() -> str:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def register(consul: RunningConsul, name: str) -> Iterator[Callable[..., Registration]]:
     """Makes registrations in the shared Consul, and stops them after the test."""
     made: list[Registration] = []

@@ -44,12 +44,6 @@ def name() -> str:
 
 
 @pytest.fixture
-def client(consul: RunningConsul) -> Iterator[ConsulClient]:
-    with consul.client() as client:
-        yield client
-
-
-@pytest.fixture
 def run_at(name: str) -> Iterator[Callable[[str, str], Program]]:
     """Runs a Python program that registers at a Consul; kills it, and what it forked, after the test."""
     with ExitStack() as running:
