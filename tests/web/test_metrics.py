@@ -126,6 +126,15 @@ def test_all_workers_are_added_up(
     assert not folder.exists()
 
 
+def test_a_worker_that_has_only_begun_is_left_out(
+    cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
+) -> None:
+    with running(tmp_path, http, database_url=database_url, bind=bind) as server:
+        # It makes its files before it fills them.
+        (folder_of(server) / "counter_1.db").touch()
+        assert counted(http.get("/metrics").text, "/healthz", "200") >= 1
+
+
 def test_what_a_killed_server_left_is_removed_by_the_next(
     cache: Cache, database_url: str, bind: str, http: httpx.Client, tmp_path: Path
 ) -> None:
