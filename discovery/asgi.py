@@ -55,4 +55,4 @@ async def _kept(registration: Registration) -> AsyncIterator[None]:
         # Deregistering takes a moment, which the event loop has better use for; a cancelled server
         # must do it all the same.
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(registration.stop)
+            await anyio.to_thread.run_sync(registration.stop_with_process)

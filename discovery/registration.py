@@ -48,6 +48,7 @@ def register(
     check: Check | None = None,
     checks: Sequence[Check] | None = None,
     deregister_after: str | float | None = DEFAULT_DEREGISTER_AFTER,
+    drain: str | float = 0,
     manifest: Mapping[str, Any] | None = None,
     manifest_path: str | None = None,
     version: str | None = None,
@@ -65,6 +66,8 @@ def register(
     this machine, if the agent is on another), and push that of this machine. Without `check` and
     `checks` the library says every ten seconds that the process lives (`TTLCheck("30s")`); with
     `checks=[]` nobody looks. After `deregister_after` in a critical state the instance is removed.
+    On a signal that ends the program it is deregistered at once, and the program is told `drain`
+    (seconds, or a duration such as "5s") later: requests that are still on their way are answered.
     From a `manifest`, the module's version and the manifest's digest are put into the meta; push
     sends it along.
 
@@ -90,6 +93,7 @@ def register(
             check=check,
             checks=checks,
             deregister_after=deregister_after,
+            drain=drain,
             manifest=manifest,
             manifest_path=manifest_path,
             version=version,
@@ -125,9 +129,10 @@ class Registration:
 
     A daemon thread does the work, so nothing here waits for the registry but `wait_registered`
     and, for a bounded time, `stop`. A started registration ends with its process: on normal exit,
-    on SIGTERM and SIGINT where the program has no handler of its own. Of two with the same id in
-    one process, the one that was started last counts. The process that starts it keeps it; a child
-    that it forks stands by and takes over if the process dies.
+    and on SIGTERM and SIGINT, where it is deregistered at once and the signal reaches the program's
+    own handler when `drain` has passed. Of two with the same id in one process, the one that was
+    started last counts. The process that starts it keeps it; a child that it forks stands by and
+    takes over if the process dies.
     """
 
     def __init__(self, announced: ServiceDefinition, road: Road) -> None:
@@ -191,11 +196,18 @@ class Registration:
         It is left registered if another process of this machine keeps it, or if another
         registration of this process has taken its place.
         """
+        self._end(deregister=True, timeout=timeout)
+
+    def stop_with_process(self) -> None:
+        """`stop`, but for a worker that gunicorn is about to replace: its instance stays registered."""
+        self._end(deregister=not process_exit.is_replaced(), timeout=STOP_LIMIT)
+
+    def _end(self, *, deregister: bool, timeout: float) -> None:
         self._owner = 0
         keeper = self._keep_alive
         if keeper is not None:
             # A caller that waits less leaves the rest to the thread.
-            keeper.ask_to_stop(deregister=True, limit=max(timeout, STOP_LIMIT))
+            keeper.ask_to_stop(deregister=deregister, limit=max(timeout, STOP_LIMIT))
         # Until it has ended, the end of the process waits for it: here Ctrl-C may end the waiting.
         if keeper is None or keeper.wait_ended(timeout):
             process_exit.untrack(self._scope, self)
@@ -237,10 +249,15 @@ class Registration:
     def __repr__(self) -> str:
         return f"Registration({self.name!r}, id={self.id!r}, state={self.state.value!r})"
 
-    def ask_to_stop(self) -> None:
+    @property
+    def drain(self) -> float:
+        """Seconds between its end and the process's; none where another process keeps it."""
+        return self.announcement.drain if self._keep_alive is not None else 0.0
+
+    def ask_to_stop(self, *, deregister: bool = True) -> None:
         """Begins the end of it, with the process's."""
         if self._keep_alive is not None:
-            self._keep_alive.ask_to_stop(deregister=True, limit=process_exit.END_LIMIT)
+            self._keep_alive.ask_to_stop(deregister=deregister, limit=process_exit.END_LIMIT)
 
     def wait_ended(self, limit: float) -> bool:
         return self._keep_alive is None or self._keep_alive.wait_ended(limit)

@@ -38,7 +38,8 @@ class ServiceDefinition:
     """One instance of a module, as it wants to be known; everything in it has been checked.
 
     `address` is empty where the registry or the way to it decides. `meta` holds what the library
-    adds. `deregister_after` and `heartbeat` are seconds; None: never removed for being critical.
+    adds. `deregister_after`, `drain` and `heartbeat` are seconds; None: never removed for being
+    critical.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ServiceDefinition:
     meta: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     deregister_after: float | None = None
+    drain: float = 0.0
     heartbeat: float = DEFAULT_HEARTBEAT
     manifest: Mapping[str, Any] | None = None
     manifest_path: str = DEFAULT_MANIFEST_PATH
@@ -67,6 +69,7 @@ def announcement(
     check: Check | None = None,
     checks: Sequence[Check] | None = None,
     deregister_after: str | float | None = DEFAULT_DEREGISTER_AFTER,
+    drain: str | float = 0,
     manifest: Mapping[str, Any] | None = None,
     manifest_path: str | None = None,
     version: str | None = None,
@@ -87,8 +90,9 @@ def announcement(
         faults.append(f"scheme: must be one of {', '.join(SCHEMES)} (got {scheme!r})")
     all_checks, check_faults = _all_checks(check, checks)
     seconds, duration_faults = _deregister_after(deregister_after)
+    drained, drain_faults = _drain(drain)
     merged, merge_faults = _merged(meta, _own_meta(scheme, manifest_path, version, manifest))
-    faults += [*check_faults, *duration_faults, *merge_faults, *meta_faults(merged)]
+    faults += [*check_faults, *duration_faults, *drain_faults, *merge_faults, *meta_faults(merged)]
     if faults:
         raise ConfigError(faults)
     return ServiceDefinition(
@@ -101,6 +105,7 @@ def announcement(
         meta=merged,
         checks=all_checks,
         deregister_after=seconds,
+        drain=drained,
         heartbeat=_heartbeat(all_checks),
         manifest=manifest,
         manifest_path=merged["manifest_path"],
@@ -161,6 +166,13 @@ def _deregister_after(value: str | float | None) -> tuple[float | None, list[str
     if seconds <= 0:
         return None, [f"deregister_after: must be longer than nothing (got {value!r}); None means never"]
     return seconds, []
+
+
+def _drain(value: str | float) -> tuple[float, list[str]]:
+    try:
+        return parse_duration(value), []
+    except ValueError as exc:
+        return 0.0, [f"drain: {exc}"]
 
 
 def _heartbeat(checks: tuple[Check, ...]) -> float:

@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from discovery.announce.process_exit import END_LIMIT, FIRST_PROCESS
 from discovery.errors import ConfigError
 from discovery.health.checks import Check, parse_check
 from discovery.registration import Registration, register
@@ -36,6 +38,7 @@ _PASSED_ON = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 _AWAITED = (*_PASSED_ON, signal.SIGCHLD)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -47,10 +50,12 @@ def run_registered(
     """Starts a command, keeps it registered while it lives, and returns its exit status as a shell would.
 
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on, and nothing but the end of
-    the command ends this: one that ignores SIGTERM stays registered for as long as it lives. The
-    command shares terminal and process group, so that what the terminal sends (Ctrl-C) reaches it
-    directly, and is not passed on a second time. On Linux it gets SIGTERM if this process is killed.
-    It finds its id, name and port in LICTOR_SERVICE_ID, LICTOR_SERVICE_NAME and LICTOR_SERVICE_PORT.
+    the command ends this. SIGTERM and SIGINT mean the end: the command is deregistered at once, also
+    if it ignores them, and gets them when the registration's `drain` has passed, or with the next of
+    them. The command shares terminal and process group, so that what the terminal sends (Ctrl-C)
+    reaches it directly, and is not passed on a second time. On Linux it gets SIGTERM if this process
+    is killed. It finds its id, name and port in LICTOR_SERVICE_ID, LICTOR_SERVICE_NAME and
+    LICTOR_SERVICE_PORT. As the first process of a container this ends what orphans leave behind.
 
     It is to be called from the main thread, before other threads are started.
     """
@@ -66,7 +71,7 @@ def run_registered(
             logger.error("%s cannot be started: %s", command[0], exc.strerror or exc)
             return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_EXECUTABLE
         with registration:
-            return _accompany(child)
+            return _accompany(child, registration)
 
 
 def registration_for_command(
@@ -163,14 +168,64 @@ def _preparation(parent: int, mask: set[signal.Signals | int]) -> Callable[[], N
     return prepare
 
 
-def _accompany(child: subprocess.Popen[bytes]) -> int:
+def _accompany(child: subprocess.Popen[bytes], registration: Registration) -> int:
     """Passes signals on until the command has ended."""
+    departure: _Departure | None = None
     while (status := child.poll()) is None:
         number, from_terminal = _next_signal()
-        if number != signal.SIGCHLD and not (from_terminal and _shares_group(child)):
-            logger.info("passing %s on to process %d", signal.Signals(number).name, child.pid)
-            child.send_signal(number)
+        has_it = from_terminal and _shares_group(child)
+        if number == signal.SIGCHLD:
+            _reap_orphans(child)
+        elif number in _ENDS and departure is None:
+            departure = _Departure(child, registration, None if has_it else number)
+        elif not has_it:
+            if departure is not None and number in _ENDS:
+                departure.cut_short()
+            _pass_on(child, number)
     return status if status >= 0 else KILLED - status
+
+
+class _Departure:
+    """Deregisters, and passes a signal on when the drain is over; a thread waits for both."""
+
+    def __init__(
+        self, child: subprocess.Popen[bytes], registration: Registration, number: int | None
+    ) -> None:
+        self._child = child
+        self._registration = registration
+        self._number = number
+        self._cut_short = threading.Event()
+        registration.ask_to_stop()
+        if number is not None:
+            threading.Thread(target=self._pass_on_later, name="deregister and drain", daemon=True).start()
+
+    def cut_short(self) -> None:
+        self._cut_short.set()
+
+    def _pass_on_later(self) -> None:
+        assert self._number is not None
+        self._registration.wait_ended(END_LIMIT)
+        if not self._cut_short.wait(self._registration.drain):
+            _pass_on(self._child, self._number)
+
+
+def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
+    logger.info("passing %s on to process %d", signal.Signals(number).name, child.pid)
+    child.send_signal(number)
+
+
+def _reap_orphans(child: subprocess.Popen[bytes]) -> None:
+    """As the first process of a container: buries what the kernel made its children, but for the command."""
+    if os.getpid() != FIRST_PROCESS:
+        return
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid == child.pid:
+            return
+        os.waitpid(ended.si_pid, 0)
 
 
 def _next_signal() -> tuple[int, bool]:

@@ -25,6 +25,7 @@ _CHECK_WITHOUT_COMMAND = "tcp:"
 # The library's names of what the command line names otherwise.
 _OPTIONS = {
     "deregister_after": "--deregister-after",
+    "drain": "--drain",
     "manifest_path": "--manifest-path",
     "tags": "--tag",
     "version": "--module-version",
@@ -84,6 +85,13 @@ _OPTIONS = {
     help="How long it may be critical before it is removed (Consul: 1m at least), or `never`.",
 )
 @click.option(
+    "--drain",
+    metavar="DURATION",
+    default="0s",
+    show_default=True,
+    help="How long COMMAND goes on, deregistered, before SIGTERM or SIGINT reaches it.",
+)
+@click.option(
     "--manifest",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -122,9 +130,9 @@ def register(
 
     Starts COMMAND, or where there is none takes a module that runs already. It is registered as
     soon as the registry can be reached, registered again whenever the registry forgets it, and
-    deregistered when COMMAND ends. Signals are passed on to COMMAND, which finds LICTOR_SERVICE_ID,
-    LICTOR_SERVICE_NAME and LICTOR_SERVICE_PORT in its environment. Without COMMAND the module stays
-    registered until a signal (Ctrl-C) comes.
+    deregistered when COMMAND ends, or a signal tells it to. Signals are passed on to COMMAND, which
+    finds LICTOR_SERVICE_ID, LICTOR_SERVICE_NAME and LICTOR_SERVICE_PORT in its environment. Without
+    COMMAND the module stays registered until a signal (Ctrl-C) comes.
 
     Consul is found by the consul command's own variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN ...
     """
