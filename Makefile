@@ -52,7 +52,7 @@ format: venv     ## Put the code into its form
 wheel-test: venv ## Install the wheel into an empty environment and use it there
 	@$(python) -m pytest -m wheel tests/test_wheel.py $(ARGS)
 
-successor-test:  ## Run the Consul tests on py-consul, the kept successor of python-consul2
+successor-test: venv ## Run the Consul tests on py-consul, the kept successor of python-consul2
 	@scripts/get-consul >/dev/null
 	@scripts/test-on-successor $(ARGS)
 
@@ -72,5 +72,5 @@ pins:            ## Move constraints.txt to the newest versions that setup.cfg a
 	@scripts/pin
 
 clean:           ## Remove what setup, tests and builds made in this folder
-	@rm -rf .venv .venv-successor .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
