@@ -1,7 +1,7 @@
 """Sends calls to Consul's HTTP API and raises this package's errors.
 
-Calls are carried by httpx, or by aiohttp where they are awaited. Nothing here
-looks at the environment: what a ConsulConfig says, holds.
+Calls are carried by httpx, or by aiohttp where they are awaited. Nothing here looks at the
+environment: what a ConsulConfig says, holds.
 
 Each operation is written once, as a function that returns a Call; ConsulClient and
 AsyncConsulClient offer the same operations, the one returning results, the other awaitables.
@@ -9,37 +9,23 @@ AsyncConsulClient offer the same operations, the one returning results, the othe
 
 from __future__ import annotations
 
-import re
-import ssl
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    contextmanager,
-)
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from functools import wraps
-from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
 import httpx
 from yarl import URL
 
-from discovery import tracing
 from discovery.consul import api as consul_calls
 from discovery.consul.call import Call, ConsulReply
 from discovery.consul.config import ConsulConfig
-from discovery.consul.network_errors import cannot_be_sent, network_fault, retry_after, what_is_late
-from discovery.errors import (
-    ConfigError,
-    DiscoveryError,
-    PermissionDenied,
-    RegistryRejected,
-    RegistryUnavailable,
-    UnknownInstance,
-)
+from discovery.consul.translated_errors import MAX_ANSWER_BYTES, TranslatedErrors
+from discovery.errors import ConfigError
 from discovery.http.bounded_body import BoundedBody
-from discovery.http.connection_slots import ConnectionSlots, NoneFree
+from discovery.http.connection_slots import ConnectionSlots
 from discovery.http.session import KEEPALIVE, close_session, open_session
 
 P = ParamSpec("P")
@@ -47,8 +33,6 @@ T = TypeVar("T")
 
 # The longest time for an answer to come in once its wait is over: 5 MB over a slow line.
 _TRANSFER_LIMIT = 60.0
-# All instances of a big cluster are some 5 MB; whatever is far bigger is no answer of Consul's.
-_MAX_ANSWER_BYTES = 256 * 2**20
 # Beats that come each ten seconds or so, and quiet minutes between blocking queries, keep theirs.
 _IDLE_CONNECTION_LIMIT = 60.0
 
@@ -71,127 +55,7 @@ def _async(
     return method
 
 
-class _TranslatedErrors:
-    """What both clients share: how a Call becomes a request, and a reply a result or an error."""
-
-    def __init__(
-        self,
-        config: ConsulConfig,
-        *,
-        max_connections: int = 6,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
-    ) -> None:
-        self.config = config
-        self._max_connections = max_connections
-        self._max_answer_bytes = max_answer_bytes
-        self._namespace = [("ns", config.namespace)] if config.namespace else []
-
-    @property
-    def _tls(self) -> ssl.SSLContext | None:
-        return self.config.ssl_context() if self.config.scheme == "https" else None
-
-    def _headers(self) -> dict[str, str]:
-        """What is sent with every call."""
-        # Packing costs more than it saves as long as the bytes do not leave the machine.
-        headers = {"Accept-Encoding": "identity" if self.config.is_local else "gzip"}
-        if self.config.token:
-            headers["X-Consul-Token"] = self.config.token
-        return headers
-
-    def _params(self, call: Call[Any]) -> list[tuple[str, str]]:
-        return [*call.params, *self._namespace]
-
-    def _refuse_dots(self, call: Call[Any]) -> None:
-        if _DOTS.search(call.path):
-            # Every client and server on the way would take "/../" out of the path, and so hit
-            # another address than the one that is meant.
-            raise RegistryRejected(f"{self._name(call)}: Consul cannot be asked for a name of only dots")
-
-    def _name(self, call: Call[Any]) -> str:
-        return f"{call.method} {self.config.address}{call.path}"
-
-    def _traced(self, call: Call[Any]) -> AbstractContextManager[object]:
-        # What follows is a name, of which there are many.
-        kind = "/".join(call.path.split("/")[:4])
-        attributes = {"http.request.method": call.method, "url.path": call.path, "peer.service": "consul"}
-        return tracing.span(f"consul {call.method} {kind}", "client", attributes)
-
-    @contextmanager
-    def _translated(self, call: Call[Any]) -> Iterator[None]:
-        """Turns what the network and those who use it raise into this package's errors."""
-        try:
-            yield
-        except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
-            aiohttp.ClientError,
-            NoneFree,
-            OSError,
-            ValueError,
-        ) as error:
-            what, kind = self._diagnosis(call, error)
-            raise kind(f"{self._name(call)}: {what}") from error
-
-    def _diagnosis(self, call: Call[Any], error: Exception) -> tuple[str, type[DiscoveryError]]:
-        limit = self.config.timeout
-        late = what_is_late(error)
-        if late == "free":
-            return f"all {self._max_connections} connections are in use", RegistryUnavailable
-        if late == "connect":
-            return f"no connection within {limit:g} s: check CONSUL_HTTP_ADDR", RegistryUnavailable
-        if late is not None:
-            return f"no answer within {limit + call.hold:g} s", RegistryUnavailable
-        if isinstance(error, httpx.InvalidURL | httpx.LocalProtocolError) or cannot_be_sent(error):
-            return f"cannot be sent: {error}", RegistryRejected
-        return network_fault(error), RegistryUnavailable
-
-    def _result(self, call: Call[T], reply: ConsulReply) -> T:
-        """What `call` makes of the reply; raises what it means if it is no good one."""
-        if not (200 <= reply.status < 300 or (reply.status == 404 and call.absent is None)):
-            self._refuse(call, reply)
-        try:
-            return call.parse(reply)
-        except DiscoveryError as error:
-            raise type(error)(f"{self._name(call)}: {self._excerpt(str(error))}") from error.__cause__
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise RegistryUnavailable(
-                f"{self._name(call)}: this is no answer of Consul's ({self._excerpt(str(error))}): "
-                f"{self._excerpt(reply.text)!r}"
-            ) from error
-
-    def _refuse(self, call: Call[Any], reply: ConsulReply) -> NoReturn:
-        status, text = reply.status, self._excerpt(reply.text)
-        told = f"{self._name(call)}: Consul answered {status}{': ' if text else ''}{text}"
-        if call.absent is not None and (status == 404 or _tells_of_unknown_check(call, status, text)):
-            raise call.absent(told, status=status)
-        if status in (401, 403):
-            raise PermissionDenied(told + _PERMISSION_ADVICE.get(status, ""), status=status)
-        if status in (408, 429) or status >= 500:
-            raise RegistryUnavailable(told, retry_after=retry_after(reply.headers), status=status)
-        raise RegistryRejected(told + self._advice(reply), status=status)
-
-    def _advice(self, reply: ConsulReply) -> str:
-        """What to do about a refusal, if the refusal tells."""
-        if 300 <= reply.status < 400:
-            target = self._excerpt(reply.headers.get("location", "another address"))
-            return f": it redirects to {target}, which is not followed: check CONSUL_HTTP_ADDR"
-        if "HTTP request to an HTTPS server" in reply.text:
-            return ": set CONSUL_HTTP_SSL=true, or write https:// into CONSUL_HTTP_ADDR"
-        if self._namespace and "Namespaces are a Consul Enterprise feature" in reply.text:
-            return ": unset CONSUL_NAMESPACE"
-        return ""
-
-    def _excerpt(self, text: str) -> str:
-        """The beginning of a text from outside, fit for a log line, and without the token."""
-        # Far more than is shown is searched, so that no cut can leave half a token.
-        text = text[:4000]
-        if self.config.token:
-            text = text.replace(self.config.token, "***")
-        line = " ".join(text[:1000].split())
-        return line if len(line) <= 200 else line[:200] + "…"
-
-
-class ConsulClient(_TranslatedErrors):
+class ConsulClient(TranslatedErrors):
     """A client for threads: safe to share between them, each call blocks its own.
 
     Every call raises RegistryUnavailable, RegistryRejected or a child of that, and nothing else.
@@ -204,7 +68,7 @@ class ConsulClient(_TranslatedErrors):
         config: ConsulConfig,
         *,
         max_connections: int = 6,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
         transport = httpx.HTTPTransport(
@@ -272,7 +136,7 @@ class ConsulClient(_TranslatedErrors):
         self.close()
 
 
-class AsyncConsulClient(_TranslatedErrors):
+class AsyncConsulClient(TranslatedErrors):
     """A client for one event loop: the methods of ConsulClient, to be awaited; those of `api` as well.
 
     Never more than `max_connections` connections are open. A call that is cancelled frees its own.
@@ -283,7 +147,7 @@ class AsyncConsulClient(_TranslatedErrors):
         config: ConsulConfig,
         *,
         max_connections: int = 6,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
         self._base_url = str(_base_url(config)).rstrip("/")
@@ -358,13 +222,6 @@ class AsyncConsulClient(_TranslatedErrors):
         await self.aclose()
 
 
-# ---------------------------------------------------------------------- what went wrong, in words
-
-_PERMISSION_ADVICE = {403: ": check the token (CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE) and its policies"}
-
-_DOTS = re.compile(r"/\.{1,2}(/|$)")
-
-
 def _base_url(config: ConsulConfig) -> httpx.URL:
     host = "localhost" if config.unix_socket else config.host
     port = None if config.unix_socket else config.port
@@ -372,8 +229,3 @@ def _base_url(config: ConsulConfig) -> httpx.URL:
         return httpx.URL(scheme=config.scheme, host=host, port=port, path=config.path_prefix or "/")
     except httpx.InvalidURL as error:
         raise ConfigError([f"CONSUL_HTTP_ADDR: {config.address!r} is no address: {error}"]) from error
-
-
-def _tells_of_unknown_check(call: Call[Any], status: int, text: str) -> bool:
-    # Older Consuls, 1.8 among them, have no status of its own for a check that they do not know.
-    return call.absent is UnknownInstance and status == 500 and "does not have associated TTL" in text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from discovery.consul.call import Call, ConsulReply
 from discovery.consul.client import ConsulClient
 from discovery.consul.config import ConsulConfig
-from discovery.consul.lock_permissions import missing_rights
+from discovery.consul.lock import missing_rights
 from discovery.errors import DiscoveryError, PermissionDenied
 from discovery.registry.check_result import CheckResult, clock, fail, ok, warn
 from discovery.settings import ALL, LOCAL

@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from discovery.consul.call import Call
-from discovery.consul.client import AsyncConsulClient
+from discovery.consul.client import AsyncConsulClient, ConsulClient
 from discovery.consul.config import ConsulConfig
 from discovery.errors import DiscoveryError, PermissionDenied, UnknownInstance
 from discovery.timing.backoff import Backoff
@@ -257,3 +259,41 @@ class ConsulLock:
                 if self._registered:
                     with suppress(DiscoveryError):
                         await client.deregister(self._id)
+
+
+# ------------------------------------------------------------------ what it needs of a token
+
+# No key ever is at this index, so the write is judged, and then not done.
+_NEVER = 2**62
+
+
+def missing_rights(client: ConsulClient, key: str) -> list[str]:
+    """The rules that the token's policies lack, found by trying; all is left as it was.
+
+    Raises DiscoveryError where Consul does not answer.
+    """
+    tries: dict[str, Callable[[], None]] = {
+        SERVICE_RIGHT: lambda: _register(client),
+        SESSION_RIGHT: lambda: _open_session(client),
+        key_right(key): lambda: client.api.kv.put(key, None, cas=_NEVER),
+    }
+    return [right for right, attempt in tries.items() if not _may(attempt)]
+
+
+def _may(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except PermissionDenied:
+        return False
+    return True
+
+
+def _register(client: ConsulClient) -> None:
+    definition = registration(f"try-{secrets.token_hex(4)}")
+    client.register(definition)
+    client.deregister(definition["ID"])
+
+
+def _open_session(client: ConsulClient) -> None:
+    # It ends by itself if this process does before.
+    client.api.session.destroy(client.api.session.create(ttl=10))
