@@ -26,6 +26,7 @@ from discovery.consul.translated_errors import MAX_ANSWER_BYTES, TranslatedError
 from discovery.errors import ConfigError
 from discovery.http.bounded_body import BoundedBody
 from discovery.http.connection_slots import ConnectionSlots
+from discovery.http.reloaded_files import ReloadedFiles
 from discovery.http.session import KEEPALIVE, close_session, open_session
 
 P = ParamSpec("P")
@@ -58,6 +59,7 @@ def _async(
 class ConsulClient(TranslatedErrors):
     """A client for threads: safe to share between them, each call blocks its own.
 
+    The token's file is read again when it changes, those of TLS are read once: it is for short work.
     Every call raises RegistryUnavailable, RegistryRejected or a child of that, and nothing else.
     `api` is python-consul2's own interface (agent, catalog, kv, session, txn) over the same
     connections, with the same errors.
@@ -72,7 +74,7 @@ class ConsulClient(TranslatedErrors):
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
         transport = httpx.HTTPTransport(
-            verify=self._tls or False,
+            verify=config.ssl_context() if config.scheme == "https" else False,
             uds=config.unix_socket or None,
             socket_options=None if config.unix_socket else list(KEEPALIVE),
             limits=httpx.Limits(
@@ -84,7 +86,6 @@ class ConsulClient(TranslatedErrors):
         self._http = httpx.Client(
             transport=transport,
             base_url=_base_url(config),
-            headers=self._headers(),
             auth=config.auth,
             trust_env=False,
         )
@@ -98,7 +99,7 @@ class ConsulClient(TranslatedErrors):
             "method": call.method,
             "url": call.path,
             "params": self._params(call) or None,
-            "headers": dict(call.headers),
+            "headers": self._headers(call),
             "content": call.content,
             "timeout": httpx.Timeout(limit, read=limit + call.hold),
             "extensions": self._extensions,
@@ -140,6 +141,7 @@ class AsyncConsulClient(TranslatedErrors):
     """A client for one event loop: the methods of ConsulClient, to be awaited; those of `api` as well.
 
     Never more than `max_connections` connections are open. A call that is cancelled frees its own.
+    Files of the token and of TLS are read again when they change.
     """
 
     def __init__(
@@ -151,11 +153,11 @@ class AsyncConsulClient(TranslatedErrors):
     ) -> None:
         super().__init__(config, max_connections=max_connections, max_answer_bytes=max_answer_bytes)
         self._base_url = str(_base_url(config)).rstrip("/")
-        self._sent_always = self._headers()
-        if config.auth is not None:
-            self._sent_always["Authorization"] = aiohttp.encode_basic_auth(*config.auth)
+        self._auth = (
+            {"Authorization": aiohttp.encode_basic_auth(*config.auth)} if config.auth is not None else {}
+        )
         # Read now: a certificate that cannot be used is a fault of the settings.
-        self._ssl_context = self._tls
+        self._tls = ReloadedFiles(config.ssl_context, config.tls_files) if config.scheme == "https" else None
         self._slots = ConnectionSlots(max_connections)
         self._session: aiohttp.ClientSession | None = None
         self.api = consul_calls.Api(self.send)
@@ -175,10 +177,8 @@ class AsyncConsulClient(TranslatedErrors):
         if self._session is None:
             # Made here, for it belongs to the loop that runs now.
             self._session = open_session(
-                tls=self._ssl_context,
                 unix_socket=self.config.unix_socket,
                 max_idle_seconds=_IDLE_CONNECTION_LIMIT,
-                headers=self._sent_always,
             )
         query = urlencode(self._params(call))
         limit = self.config.timeout
@@ -186,9 +186,11 @@ class AsyncConsulClient(TranslatedErrors):
             call.method,
             # As it stands: a slash within a name stays quoted.
             URL(f"{self._base_url}{call.path}{'?' if query else ''}{query}", encoded=True),
-            headers=call.headers,
+            headers=self._headers(call) | self._auth,
             data=call.content,
             allow_redirects=False,
+            # Connections are kept by it: a new one makes new connections, and old ones end by themselves.
+            ssl=self._tls.get() if self._tls is not None else True,
             server_hostname=self.config.tls_server_name or None,
             timeout=aiohttp.ClientTimeout(sock_connect=limit, sock_read=limit + call.hold),
         )

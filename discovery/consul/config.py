@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ class ConsulConfig:
 
     `unix_socket`, where it is set, takes the place of `host` and `port`. `path_prefix` is what a
     proxy puts before `/v1`. `ca_cert` and `ca_path` (a folder of such files) replace the machine's
-    own certificate authorities, as they do for the consul command. `tls_server_name` is the name
+    own certificate authorities, as they do for the consul command. `token_file` takes the place of
+    `token` unless it is empty. `tls_server_name` is the name
     that the server's certificate must carry if it is not `host`. `timeout` is the limit in seconds
     for each step of a call; a blocking query's wait is added to it.
 
@@ -34,6 +36,7 @@ class ConsulConfig:
     unix_socket: str = ""
     path_prefix: str = ""
     token: str = ""
+    token_file: Path | None = None
     auth: tuple[str, str] | None = None
     ca_cert: Path | None = None
     ca_path: Path | None = None
@@ -69,6 +72,7 @@ class ConsulConfig:
         place = reader.address("CONSUL_HTTP_ADDR")
         tls = place.scheme == "https" or reader.flag("CONSUL_HTTP_SSL", default=False)
         port = place.port if place.port is not None else (443 if tls else 80)
+        token_file = reader.file("CONSUL_HTTP_TOKEN_FILE")
         try:
             config = cls(
                 scheme="https" if tls else "http",
@@ -76,7 +80,8 @@ class ConsulConfig:
                 port=port,
                 unix_socket=place.unix_socket,
                 path_prefix=place.path_prefix,
-                token=reader.token("CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"),
+                token=reader.token("CONSUL_HTTP_TOKEN", token_file),
+                token_file=token_file,
                 auth=reader.auth("CONSUL_HTTP_AUTH"),
                 ca_cert=reader.file("CONSUL_CACERT"),
                 ca_path=reader.folder("CONSUL_CAPATH"),
@@ -112,6 +117,17 @@ class ConsulConfig:
         except ValueError:
             return False
 
+    def read_token(self) -> str:
+        """The token, from its file where there is one; raises ConfigError where that is of no use."""
+        # As the consul command does it, an empty file leaves the other in force.
+        return (_token_in(self.token_file) if self.token_file is not None else "") or self.token
+
+    def tls_files(self) -> list[Path]:
+        """The files of which `ssl_context` is made."""
+        folder = sorted(self.ca_path.rglob("*")) if self.ca_path is not None else []
+        named = (self.ca_cert, self.client_cert, self.client_key)
+        return [file for file in (*named, *folder) if file is not None]
+
     def ssl_context(self) -> ssl.SSLContext:
         """What TLS needs, made from the files; raises ConfigError where one of them is of no use."""
         # Not ssl.create_default_context(): from Python 3.13 on it demands extensions that Consul's
@@ -120,6 +136,8 @@ class ConsulConfig:
         faults = [*self._load_authorities(context), *self._load_client_certificate(context)]
         if faults:
             raise ConfigError(faults)
+        # An intermediate authority may be trusted alone, as the consul command does it.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -218,18 +236,13 @@ class _Reader:
             self.faults.append(f"{name}: {text} is not a folder: name one that holds the CA's certificates")
         return Path(text)
 
-    def token(self, name: str, file_name: str) -> str:
-        token = self.text(name)
-        path = self.file(file_name)
+    def token(self, name: str, file: Path | None) -> str:
+        token = self.text(name).strip()
         try:
-            # As the consul command does it, an empty file leaves the other variable in force.
-            token = (path.read_text().strip() if path else "") or token
-        except UnicodeDecodeError:
-            self.faults.append(f"{file_name}: {path} does not hold text: put the token alone into it")
-        except OSError:
-            # The fault is on record since `file` tried to open it.
-            return ""
-        return token.strip()
+            return (_token_in(file) if file is not None and os.access(file, os.R_OK) else "") or token
+        except ConfigError as error:
+            self.faults += error.faults
+            return token
 
     def auth(self, name: str) -> tuple[str, str] | None:
         user, _, password = self.text(name).partition(":")
@@ -294,9 +307,28 @@ def _host_faults(host: str) -> Sequence[str]:
     return ()
 
 
+def _token_in(file: Path) -> str:
+    """What a file holds; the token itself is not quoted where it is faulty."""
+    try:
+        token = file.read_text().strip()
+    except OSError as error:
+        fault = f"cannot read {file}: {_reason(error)}: name a readable file"
+    except UnicodeDecodeError:
+        fault = f"{file} does not hold text: put the token alone into it"
+    else:
+        if _fits_header(token):
+            return token
+        fault = f"{file} holds a character that no HTTP header can carry: put the token alone into it"
+    raise ConfigError([f"CONSUL_HTTP_TOKEN_FILE: {fault}"])
+
+
+def _fits_header(token: str) -> bool:
+    return token.isascii() and token.isprintable()
+
+
 def _token_faults(token: str) -> Sequence[str]:
     # The token itself is not quoted: this text ends up in logs.
-    if token.isascii() and token.isprintable():
+    if _fits_header(token):
         return ()
     return ("CONSUL_HTTP_TOKEN: the token holds a character that no HTTP header can carry: copy it again",)
 

@@ -98,7 +98,8 @@ def _token(client: ConsulClient) -> CheckResult:
         return ok("consul token", detail)
     detail = f"{detail}, and ends at {end}"
     if _ends_soon(str(told.get("CreateTime")), str(end)):
-        return warn("consul token", detail, "put a new token in its place, and start Lictor again")
+        mend = "put a new token in its place: a file is read again, CONSUL_HTTP_TOKEN when Lictor starts"
+        return warn("consul token", detail, mend)
     return ok("consul token", detail)
 
 

@@ -30,6 +30,7 @@ SHORTEST_DEREGISTER_AFTER = 60.0
 
 _ASK_EVERY = 60.0
 """Seconds that the agent may hold the question what it knows: a connection that died is noticed then."""
+_ROTATED = "its token was replaced, and the agent would go on with the old one"
 _MAINTENANCE = "_service_maintenance:"
 _FLOOR = 0.5
 """Seconds between two questions, for answers that come at once and say nothing new."""
@@ -43,12 +44,14 @@ class ConsulAnnouncer:
         self._config = config
         self._client = AsyncConsulClient(config)
         self._definition: Mapping[str, Any] = {}
+        self._token = ""
         self._ttl_checks = ttl_check_ids(announcement)
         self._said = (Health.PASSING, "")
         self._news = asyncio.Event()
 
     async def register(self) -> None:
         self._definition = definition(self._announcement, await self._address(), self._said[0])
+        self._token = self._client.token
         await self._client.register(self._definition, replace_existing_checks=False)
         await self._remove_stale_checks()
 
@@ -117,6 +120,8 @@ class ConsulAnnouncer:
                 return "the agent does not know it any more"
             if (altered := self._altered(service)) and may_restore():
                 return f"somebody altered its {', '.join(altered)}"
+            if self._client.token != self._token:
+                return _ROTATED
             if content == seen:
                 await asyncio.sleep(max(0.0, asked + _FLOOR - loop.time()))
             seen = content
@@ -142,6 +147,8 @@ class ConsulAnnouncer:
         Raises UnknownInstance when the agent has no such check.
         """
         while True:
+            if self._client.token != self._token:
+                return _ROTATED
             self._news.clear()
             health, note = self._said
             for check_id in self._ttl_checks:

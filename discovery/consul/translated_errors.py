@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +22,7 @@ from discovery.errors import (
     UnknownInstance,
 )
 from discovery.http.connection_slots import NoneFree
+from discovery.http.reloaded_files import ReloadedFiles
 
 T = TypeVar("T")
 
@@ -47,17 +47,20 @@ class TranslatedErrors:
         self._max_connections = max_connections
         self._max_answer_bytes = max_answer_bytes
         self._namespace = [("ns", config.namespace)] if config.namespace else []
+        self._token_file = ReloadedFiles(config.read_token, lambda: filter(None, [config.token_file]))
+        self._tokens: set[str] = set()
 
     @property
-    def _tls(self) -> ssl.SSLContext | None:
-        return self.config.ssl_context() if self.config.scheme == "https" else None
+    def token(self) -> str:
+        """The one that the next call carries; empty for none."""
+        return self._token_file.get()
 
-    def _headers(self) -> dict[str, str]:
-        """What is sent with every call."""
+    def _headers(self, call: Call[Any]) -> dict[str, str]:
         # Packing costs more than it saves as long as the bytes do not leave the machine.
-        headers = {"Accept-Encoding": "identity" if self.config.is_local else "gzip"}
-        if self.config.token:
-            headers["X-Consul-Token"] = self.config.token
+        headers = {"Accept-Encoding": "identity" if self.config.is_local else "gzip", **call.headers}
+        if token := self.token:
+            self._tokens.add(token)
+            headers["X-Consul-Token"] = token
         return headers
 
     def _params(self, call: Call[Any]) -> list[tuple[str, str]]:
@@ -144,11 +147,11 @@ class TranslatedErrors:
         return ""
 
     def _excerpt(self, text: str) -> str:
-        """The beginning of a text from outside, fit for a log line, and without the token."""
+        """The beginning of a text from outside, fit for a log line, and without any token that was sent."""
         # Far more than is shown is searched, so that no cut can leave half a token.
         text = text[:4000]
-        if self.config.token:
-            text = text.replace(self.config.token, "***")
+        for token in self._tokens:
+            text = text.replace(token, "***")
         line = " ".join(text[:1000].split())
         return line if len(line) <= 200 else line[:200] + "…"
 

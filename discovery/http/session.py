@@ -10,7 +10,10 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -20,6 +23,14 @@ from aiohttp.abc import AbstractResolver
 class ConnectionBroke(aiohttp.ClientConnectionError):
     """A connection ended before the head of an answer; whether the request was acted on is unknown."""
 
+
+_FAREWELL = 1.0
+"""Seconds at most in which the loop sees the ends of connections that are cut."""
+
+_sockets: weakref.WeakKeyDictionary[aiohttp.ClientSession, weakref.WeakSet[socket.socket]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Those that a session opened: aiohttp does not tell when the last of them is closed."""
 
 SocketOption = tuple[int, int, int]
 """Level, name and value, as `socket.setsockopt` takes them."""
@@ -43,17 +54,17 @@ def open_session(
     resolver: AbstractResolver | None = None,
     unix_socket: str = "",
     max_idle_seconds: float = 0.0,
-    headers: Mapping[str, str] | None = None,
 ) -> aiohttp.ClientSession:
     """A client for the running event loop.
 
     `tls` is for https. Names are looked up by `resolver`, or by the system; each connection asks
     again. With `unix_socket` all requests go through that socket. Connections that were idle for
-    `max_idle_seconds` are closed; with 0 none is used twice. `headers` are sent with each request.
+    `max_idle_seconds` are closed; with 0 none is used twice.
     """
     kept: dict[str, Any] = (
         {"keepalive_timeout": max_idle_seconds} if max_idle_seconds else {"force_close": True}
     )
+    sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
     connector: aiohttp.BaseConnector
     if unix_socket:
         connector = aiohttp.UnixConnector(path=unix_socket, limit=0, **kept)
@@ -63,19 +74,20 @@ def open_session(
             resolver=resolver,
             use_dns_cache=False,
             limit=0,
-            socket_factory=_socket,
+            socket_factory=lambda address: _socket(address, sockets),
             **kept,
         )
-    return aiohttp.ClientSession(
+    session = aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
-        headers=headers,
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
         timeout=aiohttp.ClientTimeout(),
     )
+    _sockets[session] = sockets
+    return session
 
 
 async def _send_once(
@@ -99,9 +111,10 @@ def _reason(error: Exception) -> str:
     return "the server disconnected"
 
 
-def _socket(address: tuple[Any, ...]) -> socket.socket:
+def _socket(address: tuple[Any, ...], sockets: weakref.WeakSet[socket.socket]) -> socket.socket:
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
+    sockets.add(made)
     for option in KEEPALIVE:
         made.setsockopt(*option)
     return made
@@ -111,3 +124,11 @@ async def close_session(session: aiohttp.ClientSession) -> None:
     """Closes it, and lets the loop see the ends of its connections."""
     await session.close()
     await asyncio.sleep(0)
+    sockets = [one for one in _sockets.pop(session, ()) if one.fileno() != -1]
+    for one in sockets:
+        # TLS would wait half a minute for a server that is busy with a request which nobody awaits now.
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+    deadline = time.monotonic() + _FAREWELL
+    while any(one.fileno() != -1 for one in sockets) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0)

@@ -169,7 +169,11 @@ def test_a_path_prefix_is_kept(connect: Connect, scripted_consul: ScriptedConsul
 )
 def test_answers_are_packed_on_the_network_only(changes: dict[str, Any], packing: str) -> None:
     with ConsulClient(ConsulConfig(**changes)) as client:
-        assert client._http.headers["Accept-Encoding"] == packing
+        seen: list[Any] = []
+        client._http.event_hooks = {"request": [lambda request: seen.append(request.headers)]}
+        with pytest.raises(RegistryUnavailable):
+            client.catalog_nodes()
+    assert [headers["Accept-Encoding"] for headers in seen] == [packing]
 
 
 def test_nothing_of_the_environment_counts(
