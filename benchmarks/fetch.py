@@ -28,7 +28,8 @@ from benchmarks.bare import IN_FLIGHT, Get, Taken, over_aiohttp, over_streams, t
 from benchmarks.farm import Farm
 from benchmarks.filled import Filled, instance_of
 from benchmarks.stage import table
-from manifest_cache.fetch.fetcher import FetchConfig, Fetched, ManifestFetcher
+from manifest_cache.fetch.fetched import Fetched
+from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
 
 _STREAMS, _AIOHTTP = "asyncio streams, alone", "aiohttp, alone"
 _PEERS = (_STREAMS, _AIOHTTP)

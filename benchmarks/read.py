@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from discovery.base import Change, Health, ServiceInstance
 from discovery.consul.dev_agent import DevAgent, find_consul
-from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.fetch.fetched import Fetched
 from manifest_cache.ingest.store import Store
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.settings import CacheSettings

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from benchmarks.stage import HOST, table
 from benchmarks.watchers import Lictor, reads
 from discovery.base import Change, ServiceInstance
-from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.fetch.fetched import Fetched
 from manifest_cache.ingest.store import Store
 from manifest_cache.manifest import parse_manifest
 from manifest_cache.settings import CacheSettings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +115,9 @@ def test_no_folder_holds_more_than_a_dozen_files(package: str) -> None:
     folders = {path.parent for path in sources(package)}
     crowded = [str(folder.relative_to(ROOT)) for folder in folders if len(list(folder.glob("*.py"))) > 12]
     assert not crowded
+
+
+def test_the_web_server_starts_without_the_clients_of_others() -> None:
+    code = "import sys, web.asgi; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"aiohttp", "httpx", "requests", "consul"} & set(done.stdout.split())

@@ -32,6 +32,7 @@ from discovery.http.url import HttpURL
 from discovery.text import quoted
 from manifest_cache import metrics
 from manifest_cache.errors import FetchFailed, FetchFailure, ManifestError
+from manifest_cache.fetch.fetched import Fetched, ManifestUnchanged
 from manifest_cache.fetch.manifest_url import manifest_url
 from manifest_cache.manifest import ParsedManifest, parse_manifest
 
@@ -68,21 +69,6 @@ class FetchConfig:
     max_bytes: int = 1024 * 1024
     tls_ca: str | None = None
     tls_verify: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A good manifest, and the ETag under which its server knows it, if it said one."""
-
-    parsed: ParsedManifest
-    etag: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestUnchanged:
-    """The instance still has the manifest that was known under `etag`."""
-
-    etag: str
 
 
 class ManifestFetcher:

@@ -13,7 +13,7 @@ from sqlmodel import SQLModel, col, select
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
+from manifest_cache.fetch.fetched import Fetched, ManifestUnchanged
 from manifest_cache.ingest.plausibility import Doubted, Update
 from manifest_cache.ledger.ledger import Ledger, Refresh
 from manifest_cache.settings import CacheSettings

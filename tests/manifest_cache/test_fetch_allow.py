@@ -18,7 +18,8 @@ from prometheus_client import REGISTRY
 from discovery.errors import ConfigError
 from discovery.http.address_policy import DEFAULT_ALLOW, FetchAllow, SystemResolver, network
 from manifest_cache.errors import FetchFailed
-from manifest_cache.fetch.fetcher import FetchConfig, Fetched, ManifestFetcher
+from manifest_cache.fetch.fetched import Fetched
+from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.settings import CacheSettings
 from tests.manifest_server import ManifestServer, manifest
 

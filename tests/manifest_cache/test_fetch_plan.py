@@ -11,7 +11,7 @@ import pytest
 
 from discovery.base import Change, Health, InstanceKey, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
+from manifest_cache.fetch.fetched import Fetched, ManifestUnchanged
 from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import FetchJob, Store
 from manifest_cache.ledger.ledger import Refresh

@@ -21,12 +21,8 @@ from prometheus_client import REGISTRY
 from discovery.base import ServiceInstance
 from discovery.errors import ConfigError
 from manifest_cache.errors import FetchFailed, ManifestError, ManifestInvalid
-from manifest_cache.fetch.fetcher import (
-    FetchConfig,
-    Fetched,
-    ManifestFetcher,
-    ManifestUnchanged,
-)
+from manifest_cache.fetch.fetched import Fetched, ManifestUnchanged
+from manifest_cache.fetch.fetcher import FetchConfig, ManifestFetcher
 from manifest_cache.fetch.manifest_url import manifest_url
 from tests import manifest_server
 from tests.manifest_server import Behaviour, ManifestServer, answer, head, in_pieces, manifest, raw

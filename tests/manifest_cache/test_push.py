@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from discovery.base import Health, ServiceInstance
 from discovery.errors import UnknownInstance
-from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.fetch.fetched import Fetched
 from manifest_cache.ingest import push_registry as push_module
 from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from discovery.base import Change, Health, InstanceKey, Lost, ServiceInstance
 from manifest_cache.errors import ManifestError
-from manifest_cache.fetch.fetcher import Fetched, ManifestUnchanged
+from manifest_cache.fetch.fetched import Fetched, ManifestUnchanged
 from manifest_cache.ingest.plausibility import Doubted, Trusted
 from manifest_cache.ingest.store import FetchJob, Outcome, Store
 from manifest_cache.manifest import parse_manifest

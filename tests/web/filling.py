@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from discovery.base import Change, Health, Lost, ServiceInstance
 from manifest_cache.errors import FetchFailed
-from manifest_cache.fetch.fetcher import Fetched
+from manifest_cache.fetch.fetched import Fetched
 from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.ingest.store import FetchJob, Store
 from manifest_cache.manifest import parse_manifest
