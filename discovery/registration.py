@@ -51,6 +51,7 @@ def register(
     drain: str | float = 0,
     manifest: Mapping[str, Any] | None = None,
     manifest_path: str | None = None,
+    manifest_port: int | None = None,
     version: str | None = None,
     module_tag: str | None = None,
     via: str | None = None,
@@ -68,7 +69,8 @@ def register(
     `checks=[]` nobody looks. After `deregister_after` in a critical state the instance is removed.
     On a signal that ends the program it is deregistered at once, and the program is told `drain`
     (seconds, or a duration such as "5s") later: requests that are still on their way are answered.
-    From a `manifest`, the module's version and the manifest's digest are put into the meta; push
+    The manifest is asked for at `manifest_port` of the same address where that is given. From a
+    `manifest`, the module's version and the manifest's digest are put into the meta; push
     sends it along.
 
     What is left out is taken from the environment: `module_tag` from LICTOR_MODULE_TAG, `via` from
@@ -96,6 +98,7 @@ def register(
             drain=drain,
             manifest=manifest,
             manifest_path=manifest_path,
+            manifest_port=manifest_port,
             version=version,
             module_tag=module_tag or environ.get("LICTOR_MODULE_TAG") or DEFAULT_MODULE_TAG,
         )

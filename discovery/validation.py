@@ -73,6 +73,13 @@ def port_fault(port: object) -> str | None:
     return None
 
 
+def manifest_port_fault(text: object) -> str | None:
+    """What is wrong with the meta `manifest_port`, a port in digits; None if nothing is."""
+    if isinstance(text, str) and re.fullmatch(r"[1-9][0-9]{0,4}", text) and int(text) <= 65535:
+        return None
+    return f"must be a port from 1 to 65535 in digits (got {text!r})"
+
+
 def text_fault(text: object) -> str | None:
     """Why this cannot be an id or a tag, or None: any text does that has something to print."""
     if not isinstance(text, str):

@@ -18,6 +18,7 @@ from discovery.timing.durations import parse_duration
 from discovery.validation import (
     address_fault,
     label_fault,
+    manifest_port_fault,
     meta_faults,
     path_fault,
     port_fault,
@@ -72,6 +73,7 @@ def announcement(
     drain: str | float = 0,
     manifest: Mapping[str, Any] | None = None,
     manifest_path: str | None = None,
+    manifest_port: int | None = None,
     version: str | None = None,
     module_tag: str = DEFAULT_MODULE_TAG,
 ) -> ServiceDefinition:
@@ -91,7 +93,7 @@ def announcement(
     all_checks, check_faults = _all_checks(check, checks)
     seconds, duration_faults = _deregister_after(deregister_after)
     drained, drain_faults = _drain(drain)
-    merged, merge_faults = _merged(meta, _own_meta(scheme, manifest_path, version, manifest))
+    merged, merge_faults = _merged(meta, _own_meta(scheme, manifest_path, manifest_port, version, manifest))
     faults += [*check_faults, *duration_faults, *drain_faults, *merge_faults, *meta_faults(merged)]
     if faults:
         raise ConfigError(faults)
@@ -209,9 +211,15 @@ def _manifest_faults(manifest: object, name: object, version: object) -> list[st
     return faults
 
 
-def _own_meta(scheme: object, manifest_path: object, version: object, manifest: object) -> dict[str, Any]:
+def _own_meta(
+    scheme: object, manifest_path: object, manifest_port: object, version: object, manifest: object
+) -> dict[str, Any]:
     """What the library says of the module in its meta."""
-    meta = {"manifest_path": manifest_path, "version": version if not _version_faults(version) else None}
+    meta = {
+        "manifest_path": manifest_path,
+        "manifest_port": str(manifest_port) if manifest_port is not None else None,
+        "version": version if not _version_faults(version) else None,
+    }
     if scheme != "http":
         meta["scheme"] = scheme
     if isinstance(manifest, Mapping):
@@ -236,4 +244,6 @@ def _merged(meta: Any, own: Mapping[str, Any]) -> tuple[Any, list[str]]:
         faults.append(f"meta: say the scheme by the argument scheme={given['scheme']!r}, not here")
     merged = {"manifest_path": DEFAULT_MANIFEST_PATH, **given, **own}
     faults += _named("manifest_path", path_fault(merged["manifest_path"]))
+    if "manifest_port" in merged:
+        faults += _named("manifest_port", manifest_port_fault(merged["manifest_port"]))
     return merged, faults

@@ -7,6 +7,7 @@ import re
 from discovery.base import ServiceInstance
 from discovery.http.url import DEFAULT_PORT, LONGEST_PORT, HttpURL, is_host
 from discovery.text import quoted
+from discovery.validation import manifest_port_fault
 from manifest_cache.errors import FetchFailed
 
 _LONGEST_PATH = 2048
@@ -14,19 +15,28 @@ _VISIBLE_ASCII = re.compile(r"[!-~]+\Z")
 
 
 def manifest_url(instance: ServiceInstance, default_path: str) -> HttpURL:
-    """The instance's registered address and port, and a path, no more.
+    """The instance's registered address, its port or the one that its meta names, and a path, no more.
 
     Raises `FetchFailed` where the registration does not add up to a URL.
     """
     path = _path(instance.meta.get("manifest_path") or default_path)
     if instance.scheme not in DEFAULT_PORT:
         raise FetchFailed("bad-scheme", f"the scheme must be http or https, not {quoted(instance.scheme)}")
-    host = _host(instance.address)
+    return HttpURL(instance.scheme, _host(instance.address), _port(instance), path)
+
+
+def _port(instance: ServiceInstance) -> int:
+    """Another port of the same address where the instance names one: a mesh may leave that out."""
+    named = instance.meta.get("manifest_port")
+    if named:
+        if (fault := manifest_port_fault(named)) is not None:
+            raise FetchFailed("bad-address", f"the meta manifest_port {fault}: mend it, or leave it out")
+        return int(named)
     if instance.port == 0:
         raise FetchFailed("no-port", "the instance is registered without a port: register it with one")
     if not 0 < instance.port <= LONGEST_PORT:
         raise FetchFailed("bad-address", f"the port must be 1 to {LONGEST_PORT}, not {instance.port}")
-    return HttpURL(instance.scheme, host, instance.port, path)
+    return instance.port
 
 
 def _host(address: str) -> str:

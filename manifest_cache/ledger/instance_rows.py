@@ -51,7 +51,8 @@ def key_of(row: InstanceRow | TombstoneRow) -> InstanceKey:
 
 def asked_at(row: InstanceRow) -> tuple[object, ...]:
     """All that decides from where a manifest is fetched."""
-    return row.scheme, row.address, row.port, row.meta.get("manifest_path")
+    meta = row.meta
+    return row.scheme, row.address, row.port, meta.get("manifest_path"), meta.get("manifest_port")
 
 
 def remembered_of(module: ModuleRow) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def test_a_command_is_registered_while_it_runs(
             "owner=me",
             "--manifest-path",
             "/manifest.json",
+            "--manifest-port",
+            str(port),
             "--address",
             "127.0.0.1",
         ),
@@ -50,7 +52,11 @@ def test_a_command_is_registered_while_it_runs(
     (entry,) = eventually(lambda: [e for e in registered("cli-http") if is_passing(e)])
     service = entry["Service"]
     assert sorted(service["Tags"]) == ["files", "module"]
-    assert service["Meta"] == {"owner": "me", "manifest_path": "/manifest.json"}
+    assert service["Meta"] == {
+        "owner": "me",
+        "manifest_path": "/manifest.json",
+        "manifest_port": str(port),
+    }
     assert (service["Address"], service["Port"]) == ("127.0.0.1", port)
     assert running.end() == 128 + signal.SIGTERM
     assert registered("cli-http") == []

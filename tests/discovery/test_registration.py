@@ -93,6 +93,7 @@ def test_what_consul_knows_of_a_module(
         meta={"team": "red"},
         manifest={"name": name, "version": "1.2.0"},
         manifest_path="/about",
+        manifest_port=8002,
         checks=[HTTPCheck("/health", interval="1m"), TCPCheck(interval="1m"), TTLCheck("1m")],
     )
     with registration:
@@ -105,6 +106,7 @@ def test_what_consul_knows_of_a_module(
         assert known["Meta"] == {
             "team": "red",
             "manifest_path": "/about",
+            "manifest_port": "8002",
             "version": "1.2.0",
             "scheme": "https",
         }
@@ -504,11 +506,24 @@ def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             deregister_after="soon",
             manifest={"name": "other", "version": "2", "x": float("nan")},
             manifest_path="manifest",
+            manifest_port=0,
             version="3",
         )
     told = Counter(fault.split(":")[0] for fault in caught.value.faults)
-    once = "name port id address scheme tags deregister_after manifest_path version CONSUL_HTTP_ADDR"
-    assert told == Counter([*once.split(), *["manifest"] * 2, *["check"] * 3, *["meta"] * 3])
+    once = [
+        "name",
+        "port",
+        "id",
+        "address",
+        "scheme",
+        "tags",
+        "deregister_after",
+        "version",
+        "CONSUL_HTTP_ADDR",
+    ]
+    assert told == Counter(
+        [*once, "manifest_path", "manifest_port", *["manifest"] * 2, *["check"] * 3, *["meta"] * 3]
+    )
 
 
 @pytest.mark.parametrize(

@@ -458,6 +458,14 @@ async def test_a_name_that_does_not_resolve() -> None:
         ({"meta": {"manifest_path": "/manifest\n"}}, "bad-path", "percent-encode"),
         ({"meta": {"manifest_path": "/größe"}}, "bad-path", "percent-encode"),
         ({"meta": {"manifest_path": "/" + "a" * 3000}}, "bad-path", "at most 2048 characters"),
+        *(
+            (
+                {"meta": {"manifest_port": port}},
+                "bad-address",
+                "the meta manifest_port must be a port from 1 to",
+            )
+            for port in ("0", "65536", "-1", "08", "http", "80 ", "1e3", "80@169.254.169.254")
+        ),
     ],
 )
 async def test_a_registration_that_makes_no_address(
@@ -485,6 +493,9 @@ async def test_a_registration_that_makes_no_address(
         ({"meta": {"manifest_path": ""}}, "http://10.0.0.7:8001/manifest"),
         ({"meta": {"manifest_path": "/@169.254.169.254/"}}, "http://10.0.0.7:8001/@169.254.169.254/"),
         ({"meta": {"manifest_path": "/a//b"}}, "http://10.0.0.7:8001/a//b"),
+        ({"meta": {"manifest_port": "9000"}}, "http://10.0.0.7:9000/manifest"),
+        ({"meta": {"manifest_port": ""}}, "http://10.0.0.7:8001/manifest"),
+        ({"meta": {"manifest_port": "65535"}, "port": 0}, "http://10.0.0.7:65535/manifest"),
     ],
 )
 def test_the_url_is_that_of_the_registration(changes: dict[str, Any], url: str) -> None:

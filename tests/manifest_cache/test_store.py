@@ -393,10 +393,11 @@ def test_fetches_follow_health_and_registration(store: Store, reader: Reader) ->
         ({"address": "127.0.0.2"}, None),
         ({"scheme": "https"}, None),
         ({"meta": {"manifest_path": "/other"}}, None),
+        ({"meta": {"manifest_port": "9000"}}, None),
         ({"tags": ("module", "new"), "meta": {"team": "red"}}, '"1.0.0"'),
         ({"health": Health.CRITICAL}, '"1.0.0"'),
     ],
-    ids=["port", "address", "scheme", "path", "what is elsewhere", "health"],
+    ids=["port", "address", "scheme", "path", "manifest's port", "what is elsewhere", "health"],
 )
 def test_an_etag_is_good_only_where_it_was_sent(store: Store, moved: Any, etag: str | None) -> None:
     store.apply([complete(instance())])

@@ -133,6 +133,8 @@ def test_over_a_unix_socket_the_address_must_be_said(client: FlaskClient) -> Non
         ({"manifest": MANIFEST, "manifest_path": "/m"}, "manifest_path", "not both"),
         ({"meta": {"manifest_path": "/m"}, "manifest_path": "/m"}, "meta", "manifest_path"),
         ({"manifest_path": "m"}, "manifest_path", "/"),
+        ({"meta": {"manifest_port": "0"}}, "meta.manifest_port", "65535"),
+        ({"meta": {"manifest_port": "http"}}, "meta.manifest_port", "digits"),
         ({"manifest_path": "//evil.example"}, "manifest_path", "/"),
         ({"manifest_path": "/a b"}, "manifest_path", "percent"),
         ({"heartbeat_interval": 0}, "heartbeat_interval", "0.1 to 86400"),

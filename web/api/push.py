@@ -9,7 +9,7 @@ from typing import Any
 from flask import Blueprint, request
 
 from discovery.base import Health, ServiceInstance
-from discovery.validation import meta_faults
+from discovery.validation import manifest_port_fault, meta_faults
 from manifest_cache.errors import ManifestInvalid
 from manifest_cache.ingest.push_registry import PushRegistration, PushTables
 from manifest_cache.manifest import ParsedManifest, manifest_from_object
@@ -84,7 +84,7 @@ def _registration(document: dict[str, Any]) -> PushRegistration:
     if sent is None or faults:
         raise InvalidBody.of([*faults, *_contradictions(document)])
     address = sent.address or _clients_address()
-    faults = [*_contradictions(document), *_missing_address(address), *_too_much_meta(sent)]
+    faults = [*_contradictions(document), *_missing_address(address), *_faulty_meta(sent)]
     if faults:
         raise InvalidBody.of(faults)
     return PushRegistration(
@@ -134,7 +134,10 @@ def _missing_address(address: str) -> Iterable[Fault]:
         yield "address", "is missing, and the client's own is not known here"
 
 
-def _too_much_meta(sent: Registration) -> Iterable[Fault]:
+def _faulty_meta(sent: Registration) -> Iterable[Fault]:
+    port = sent.meta.get("manifest_port")
+    if port is not None and (wrong := manifest_port_fault(port)) is not None:
+        yield "meta.manifest_port", wrong
     for fault in meta_faults(_meta(sent)):
         yield "meta", fault.removeprefix("meta: ")
 

@@ -27,6 +27,7 @@ _OPTIONS = {
     "deregister_after": "--deregister-after",
     "drain": "--drain",
     "manifest_path": "--manifest-path",
+    "manifest_port": "--manifest-port",
     "tags": "--tag",
     "version": "--module-version",
     "lictor_url": "--url",
@@ -98,6 +99,9 @@ _OPTIONS = {
     help="Its manifest: version and digest go into the meta, and with --via push the manifest is sent along.",
 )
 @click.option("--manifest-path", metavar="/PATH", help="Where it serves its manifest; default /manifest.")
+@click.option(
+    "--manifest-port", type=int, metavar="PORT", help="Another port at which it serves its manifest."
+)
 @click.option(
     "--module-version", metavar="VERSION", help="Its version, for the meta; a manifest says it itself."
 )
