@@ -185,7 +185,7 @@ class PushAnnouncer:
             return _object(answer)
         if answer.status_code in (401, 403):
             raise PermissionDenied(
-                f"{told}; check the token (LICTOR_PUSH_TOKEN_FILE)", status=answer.status_code
+                f"{told.rstrip('.')}; check the token (LICTOR_PUSH_TOKEN_FILE)", status=answer.status_code
             )
         if answer.status_code == 404 and path != "/api/v1/modules/register":
             raise UnknownInstance(told, status=404)
