@@ -38,7 +38,8 @@ def template(values: dict[str, Any], *arguments: str) -> subprocess.CompletedPro
 def rendered(values: dict[str, Any], *arguments: str) -> list[Document]:
     done = template(values, *arguments)
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    # The loader in C: there is much to read.
+    return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 
 
 def refusal(values: dict[str, Any]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import subprocess
 import sys
+from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +32,36 @@ from tests.helm.chart import (
 )
 
 # Imported so because it has no types, and may get some.
+jsonschema: Any = importlib.import_module("jsonschema")
 kubernetes_validate: Any = importlib.import_module("kubernetes_validate")
 VERSIONS = ("1.25", kubernetes_validate.latest_version())
-CUSTOM = {"PodMonitor", "PrometheusRule"}
+CUSTOM = {"HTTPRoute", "PodMonitor", "PrometheusRule", "ServiceMonitor"}
+SCHEMAS = Path(__file__).parent / "schemas"
+
+SCALED = {**HA, "web.autoscaling.enabled": True}
+ROUTED = {"httpRoute.enabled": True, "httpRoute.parentRefs": [{"name": "gateway"}]}
+GUARDED = {"networkPolicy.enabled": True}
+PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "platform"}}}
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+EXTRA: dict[str, Any] = {
+    "extraEnv": [{"name": "LICTOR_WEBHOOKS", "value": "/etc/webhooks/webhooks.toml"}],
+    "extraVolumes": [{"name": "webhooks", "secret": {"secretName": "webhooks"}}],
+    "extraVolumeMounts": [{"name": "webhooks", "mountPath": "/etc/webhooks", "readOnly": True}],
+    "extraContainers": [{"name": "beside", "image": "beside:1", "securityContext": RESTRICTED}],
+    "extraInitContainers": [{"name": "before", "image": "before:1", "securityContext": RESTRICTED}],
+    "extraObjects": [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "{{ .Release.Name }}-extra"},
+            "data": {"a": "b"},
+        }
+    ],
+}
 
 # Each value with another one than its default, in the mode that it counts in.
 CHANGED: list[tuple[str, dict[str, Any]]] = [
@@ -60,10 +91,15 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("database.urlSecret", {**HA, "database.urlSecret": "another"}),
     ("push.enabled", {"push.enabled": False}),
     ("push.tokenSecret", {"push.tokenSecret": "push"}),
+    ("push.generateToken", {"push.generateToken": True}),
     ("fetchAllow", {"fetchAllow": "10.42.0.0/16"}),
     ("web.replicas", {**HA, "web.replicas": 5}),
     ("web.resources", {"web.resources": {"limits": {"memory": "1Gi"}}}),
     ("web.workers", {"web.workers": 4}),
+    ("web.autoscaling.enabled", SCALED),
+    ("web.autoscaling.minReplicas", {**SCALED, "web.autoscaling.minReplicas": 3}),
+    ("web.autoscaling.maxReplicas", {**SCALED, "web.autoscaling.maxReplicas": 9}),
+    ("web.autoscaling.targetCPU", {**SCALED, "web.autoscaling.targetCPU": 50}),
     ("web.pdb.enabled", {**HA, "web.pdb.enabled": False}),
     ("sync.replicas", {**HA, "sync.replicas": 3}),
     ("sync.resources", {**HA, "sync.resources": {"limits": {"memory": "1Gi"}}}),
@@ -77,14 +113,28 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("ingress.host", {"ingress.enabled": True, "ingress.host": "modules.example"}),
     ("ingress.tlsSecret", {"ingress.enabled": True, "ingress.tlsSecret": "tls"}),
     ("ingress.annotations", {"ingress.enabled": True, "ingress.annotations": {"a": "b"}}),
+    ("httpRoute.enabled", ROUTED),
+    ("httpRoute.parentRefs", {**ROUTED, "httpRoute.parentRefs": [{"name": "another"}]}),
+    ("httpRoute.hostnames", {**ROUTED, "httpRoute.hostnames": ["modules.example"]}),
+    ("networkPolicy.enabled", GUARDED),
+    ("networkPolicy.from", {**GUARDED, "networkPolicy.from": [PEER]}),
+    ("networkPolicy.metricsFrom", {**GUARDED, "networkPolicy.metricsFrom": [PEER]}),
+    ("networkPolicy.moduleNetworks", {**GUARDED, "networkPolicy.moduleNetworks": ["10.42.0.0/16"]}),
+    ("networkPolicy.consulPort", {**GUARDED, "networkPolicy.consulPort": 8501}),
+    ("networkPolicy.databasePort", {**HA, **GUARDED, "networkPolicy.databasePort": 6432}),
+    ("networkPolicy.extraEgress", {**GUARDED, "networkPolicy.extraEgress": [{"ports": [{"port": 443}]}]}),
+    ("monitoring.serviceMonitor", {"monitoring.serviceMonitor": True}),
     ("monitoring.podMonitor", {"monitoring.podMonitor": True}),
     ("monitoring.rules", {"monitoring.rules": True}),
     ("monitoring.dashboard", {"monitoring.dashboard": True}),
     ("monitoring.labels", {"monitoring.rules": True, "monitoring.labels": {"release": "prometheus"}}),
     ("podAnnotations", {"podAnnotations": {"a": "b"}}),
+    ("podLabels", {"podLabels": {"a": "b"}}),
+    ("affinity", {"affinity": {"podAntiAffinity": {}}}),
     ("nodeSelector", {"nodeSelector": {"disk": "ssd"}}),
     ("tolerations", {"tolerations": [{"key": "dedicated", "operator": "Exists"}]}),
     ("priorityClassName", {"priorityClassName": "high"}),
+    *((name, {name: value}) for name, value in EXTRA.items()),
 ]
 
 
@@ -114,14 +164,18 @@ def test_each_value_changes_what_is_rendered(name: str, values: dict[str, Any]) 
         without = HA
     if name == "mode":
         without = {}
+    if name == "httpRoute.parentRefs":
+        without = ROUTED
     assert rendered(values) != rendered(without)
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "agent": {"consul.nodeAgent": True, "consul.tokenSecret": "token"},
     "tls": {"consul.https": True, "consul.tlsSecret": "tls", "consul.clientCertificate": True},
-    "push": {"push.tokenSecret": "push"},
-    "ingress": {"ingress.enabled": True, "ingress.tlsSecret": "tls"},
+    "push": {"push.generateToken": True},
+    "routes": {"ingress.enabled": True, "ingress.tlsSecret": "tls", **ROUTED},
+    "network": GUARDED,
+    "extra": {**EXTRA, "affinity": {"podAntiAffinity": {}}, "podLabels": {"a": "b"}},
     "monitoring": {"monitoring.podMonitor": True, "monitoring.rules": True, "monitoring.dashboard": True},
 }
 
@@ -135,11 +189,20 @@ def test_all_combinations_are_valid_and_restricted(mode: dict[str, Any]) -> None
             values |= switch if is_on else {}
         documents = rendered(values)
         for document in documents:
-            if document["kind"] not in CUSTOM:
-                for version in VERSIONS:
-                    kubernetes_validate.validate(document, version, strict=True)
+            check(json.dumps(document))
         for pod in pods(documents):
             assert_restricted(pod)
+
+
+@cache
+def check(document: str) -> None:
+    """Against the schemas of its kind. Most documents are the same in many combinations."""
+    told = json.loads(document)
+    if told["kind"] in CUSTOM:
+        jsonschema.validate(told, json.loads((SCHEMAS / f"{told['kind']}.json").read_text()))
+        return
+    for version in VERSIONS:
+        kubernetes_validate.validate(told, version, strict=True)
 
 
 def assert_restricted(pod: Document) -> None:
@@ -149,7 +212,7 @@ def assert_restricted(pod: Document) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
     assert all(set(volume) - {"name"} <= {"emptyDir", "secret"} for volume in pod["volumes"])
-    for container in pod["containers"]:
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
         rights = container["securityContext"]
         assert rights["allowPrivilegeEscalation"] is False
         assert rights["readOnlyRootFilesystem"] is True
@@ -248,12 +311,68 @@ def test_alerts_and_the_dashboard_are_those_of_the_files() -> None:
         ({"settings": {"LICTOR_DATABASE_URL": "postgresql://a"}}, "settings.LICTOR_DATABASE_URL"),
         ({"settings": {"lictor_workers": 1}}, "lictor_workers"),
         ({"image.digest": "latest"}, "'/image/digest'"),
+        (
+            {"push.generateToken": True, "push.tokenSecret": "push"},
+            "push.generateToken: push.tokenSecret",
+        ),
+        ({"web.autoscaling.enabled": True}, "web.autoscaling.enabled: mode `single` has one pod"),
+        ({**SCALED, "web.autoscaling.minReplicas": 7}, "web.autoscaling.minReplicas"),
+        ({"httpRoute.enabled": True}, "httpRoute.parentRefs"),
+        (
+            {"monitoring.podMonitor": True, "monitoring.serviceMonitor": True},
+            "monitoring.podMonitor, monitoring.serviceMonitor",
+        ),
+        ({"networkPolicy.moduleNetworks": ["pods"]}, "'/networkPolicy/moduleNetworks/0'"),
+        ({"podLabels": {"app.kubernetes.io/name": "a"}}, "app.kubernetes.io/name"),
         ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "app.kubernetes.io/name"),
     ],
     ids=str,
 )
 def test_what_is_wrong_is_refused_by_name(values: dict[str, Any], said: str) -> None:
     assert said in refusal(values)
+
+
+def test_a_token_is_made_up_once_and_kept() -> None:
+    documents = rendered({"push.generateToken": True})
+    secret = of_kind(documents, "Secret")
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert len(base64.b64decode(secret["data"]["token"])) == 40
+    for pod in pods(documents):
+        assert {"name": "push-token", "secret": {"secretName": "lictor-push"}} in pod["volumes"]
+
+
+def test_load_decides_how_many_pods_serve() -> None:
+    documents = rendered(SCALED)
+    assert "replicas" not in of_kind(documents, "Deployment", "-web")["spec"]
+    scaled = of_kind(documents, "HorizontalPodAutoscaler")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == "lictor-web"
+    assert (scaled["minReplicas"], scaled["maxReplicas"]) == (2, 6)
+
+
+def test_each_pod_reaches_what_it_must_and_no_more() -> None:
+    documents = rendered({**HA, **GUARDED, "networkPolicy.from": [PEER]})
+    web = of_kind(documents, "NetworkPolicy", "-web")["spec"]
+    sync = of_kind(documents, "NetworkPolicy", "-sync")["spec"]
+    assert web["ingress"] == [{"ports": [{"protocol": "TCP", "port": "http"}], "from": [PEER]}]
+    names = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+    database, consul = ([{"protocol": "TCP", "port": port}] for port in (5432, 8500))
+    assert [rule["ports"] for rule in web["egress"]] == [names, database]
+    assert [rule.get("ports") for rule in sync["egress"]] == [names, database, consul, None]
+    networks = [to["ipBlock"]["cidr"] for to in sync["egress"][-1]["to"]]
+    assert networks == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
+    # Each policy is of pods that there are.
+    for policy, part in ((web, "-web"), (sync, "-sync")):
+        labels = of_kind(documents, "Deployment", part)["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_values_of_the_version_before_are_taken() -> None:
+    before = Path(__file__).parent / "values-0.1.0.yaml"
+    for mode in ({}, HA):
+        settings = [f"--set={name}={value}" for name, value in mode.items()]
+        done = run("template", "lictor", CHART, "--namespace", "platform", f"--values={before}", *settings)
+        assert done.returncode == 0, done.stderr
+        assert [one for one in yaml.safe_load_all(done.stdout) if one] == rendered(dict(mode))
 
 
 @pytest.mark.parametrize("values", [{}, HA, {"push.tokenSecret": "push"}], ids=str)

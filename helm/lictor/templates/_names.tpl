@@ -22,6 +22,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* The labels of a pod, of which those of the selector come last: they win. */}}
+{{- define "lictor.podLabels" -}}
+{{- with .Values.podLabels }}
+{{- toYaml . }}
+{{ end }}
+{{- include "lictor.labels" . }}
+{{- end }}
+
+{{/* Where the bearer token is; empty where pushes need none or are refused. */}}
+{{- define "lictor.pushSecret" -}}
+{{- if .Values.push.enabled -}}
+{{- if .Values.push.generateToken }}{{ include "lictor.fullname" . }}-push{{ else }}{{ .Values.push.tokenSecret }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{- define "lictor.image" -}}
 {{- with .Values.image -}}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}

@@ -18,6 +18,9 @@ imagePullSecrets:
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -58,7 +61,7 @@ securityContext:
 {{- end }}
 {{- if .Values.push.enabled }}
 {{- $registries = append $registries "push" }}
-{{- if .Values.push.tokenSecret }}{{ $_ := set $own "LICTOR_PUSH_TOKEN_FILE" "/etc/lictor/push/token" }}{{ end }}
+{{- if include "lictor.pushSecret" . }}{{ $_ := set $own "LICTOR_PUSH_TOKEN_FILE" "/etc/lictor/push/token" }}{{ end }}
 {{- end }}
 {{- $_ := set $own "LICTOR_REGISTRIES" (join "," $registries) }}
 {{- if .Values.fetchAllow }}{{ $_ := set $own "LICTOR_FETCH_ALLOW" .Values.fetchAllow }}{{ end }}
@@ -80,6 +83,9 @@ securityContext:
 - name: {{ $name }}
   value: {{ $value | toString | quote }}
 {{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* Mounts without subPath, so that a Secret that is replaced reaches the pod. */}}
@@ -91,8 +97,11 @@ securityContext:
 {{- if and .Values.consul.enabled .Values.consul.tlsSecret }}
 - {name: consul-tls, mountPath: /etc/lictor/consul-tls, readOnly: true}
 {{- end }}
-{{- if and .Values.push.enabled .Values.push.tokenSecret }}
+{{- if include "lictor.pushSecret" . }}
 - {name: push-token, mountPath: /etc/lictor/push, readOnly: true}
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -107,9 +116,12 @@ securityContext:
 - name: consul-tls
   secret: {secretName: {{ .Values.consul.tlsSecret }}}
 {{- end }}
-{{- if and .Values.push.enabled .Values.push.tokenSecret }}
+{{- with include "lictor.pushSecret" . }}
 - name: push-token
-  secret: {secretName: {{ .Values.push.tokenSecret }}}
+  secret: {secretName: {{ . }}}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
