@@ -17,10 +17,11 @@ python := .venv/bin/python
 help:            ## List these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-setup: venv      ## Get what the tests need: .venv, a real Consul, PostgreSQL, promtool (`make test` does it itself)
+setup: venv      ## Get what the tests need: .venv, Consul, PostgreSQL, promtool, HAProxy (`make test` does it itself)
 	@scripts/get-consul >/dev/null
 	@scripts/postgres-server >/dev/null
 	@scripts/get-promtool >/dev/null
+	@command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || scripts/debian-packages haproxy
 
 venv:
 	@scripts/venv
