@@ -5,10 +5,11 @@ ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS install
 COPY build/wheels /wheels
+# By name, not by path: pip would write down where each wheel lay.
+ENV PIP_NO_INDEX=1 \
+    PIP_FIND_LINKS=/wheels
 RUN python3 -m venv /opt/lictor \
- && /opt/lictor/bin/python -m pip install -q --disable-pip-version-check --no-cache-dir \
-      --no-deps /wheels/*.whl \
- && /opt/lictor/bin/python -m pip check \
+ && /opt/lictor/bin/python -m pip install -q --disable-pip-version-check --no-cache-dir 'lictor[otel,postgres]' \
  && /opt/lictor/bin/python -m pip uninstall -q -y setuptools pip
 COPY scripts/image_health.py /opt/lictor/bin/image-health
 RUN mkdir /data && chown 65532:65532 /data
