@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from discovery.settings import DiscoverySettings
 
 _LIMIT = 3.0
+_TRIES = 4
 # The synchronizer's connections, and as many for the modules of this machine and their libraries.
 _CONNECTIONS = 20
 # The header Date has whole seconds.
@@ -50,6 +51,7 @@ def check_consul(config: ConsulConfig, settings: DiscoverySettings) -> Iterator[
             return
         agent = _agent(client)
         yield _state(config, leader, agent)
+        yield from _answering(config, agent)
         yield _token(client)
         yield _rights(client)
         if settings.consul_datacenters != (LOCAL,):
@@ -75,6 +77,28 @@ def _state(config: ConsulConfig, leader: str, agent: dict[str, Any]) -> CheckRes
         mend = "let a majority of Consul's servers run: `consul operator raft list-peers` shows them"
         return fail("consul", f"{version} at {config.address} has no leader", mend)
     return ok("consul", f"{version} at {config.address} has a leader, {leader}")
+
+
+def _answering(config: ConsulConfig, agent: dict[str, Any]) -> Iterator[CheckResult]:
+    """Whether it is always the same agent, and one at which modules may register."""
+    names = {agent.get("Config", {}).get("NodeName")}
+    for _ in range(_TRIES):
+        # Each has a connection of its own: what stands before several agents chooses anew.
+        with ConsulClient(replace(config, timeout=_LIMIT)) as client:
+            names.add(_agent(client).get("Config", {}).get("NodeName"))
+    told = sorted(filter(None, names))
+    if len(told) > 1:
+        yield warn(
+            "consul agent",
+            f"{' and '.join(told)} answer by turns at {config.address}, and each knows its own services only",
+            "name one agent, on Kubernetes that of the node; modules without one register by push",
+        )
+    elif told and agent["Config"].get("Server") and not config.is_local:
+        yield ok(
+            "consul agent",
+            f"{told[0]} is one of Consul's servers: it may be asked, but modules register with the agent of "
+            "their node, or by push",
+        )
 
 
 def _token(client: ConsulClient) -> CheckResult:

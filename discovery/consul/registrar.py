@@ -31,6 +31,12 @@ SHORTEST_DEREGISTER_AFTER = 60.0
 _ASK_EVERY = 60.0
 """Seconds that the agent may hold the question what it knows: a connection that died is noticed then."""
 _ROTATED = "its token was replaced, and the agent would go on with the old one"
+_SOON = 5.0
+"""Seconds in which nobody is likely to have deregistered by hand what was just registered."""
+_SEVERAL_AGENTS = (
+    ", though it was just registered: where several agents are behind CONSUL_HTTP_ADDR, name one of them, on "
+    "Kubernetes that of the node, or register by push"
+)
 _MAINTENANCE = "_service_maintenance:"
 _FLOOR = 0.5
 """Seconds between two questions, for answers that come at once and say nothing new."""
@@ -45,6 +51,7 @@ class ConsulAnnouncer:
         self._client = AsyncConsulClient(config)
         self._definition: Mapping[str, Any] = {}
         self._token = ""
+        self._registered_at = 0.0
         self._ttl_checks = ttl_check_ids(announcement)
         self._said = (Health.PASSING, "")
         self._news = asyncio.Event()
@@ -53,6 +60,7 @@ class ConsulAnnouncer:
         self._definition = definition(self._announcement, await self._address(), self._said[0])
         self._token = self._client.token
         await self._client.register(self._definition, replace_existing_checks=False)
+        self._registered_at = asyncio.get_running_loop().time()
         await self._remove_stale_checks()
 
     async def is_announced(self, may_restore: MayRestore) -> bool:
@@ -63,9 +71,13 @@ class ConsulAnnouncer:
         return not (self._altered(service) and may_restore())
 
     async def keep_alive(self, may_restore: MayRestore) -> str:
-        if self._ttl_checks:
-            return await first_of(self._watch(may_restore), self._beat())
-        return await self._watch(may_restore)
+        try:
+            if self._ttl_checks:
+                return await first_of(self._watch(may_restore), self._beat())
+            return await self._watch(may_restore)
+        except UnknownInstance as exc:
+            soon = asyncio.get_running_loop().time() - self._registered_at < _SOON
+            raise UnknownInstance(f"{exc}{_SEVERAL_AGENTS if soon else ''}") from exc
 
     async def deregister(self) -> None:
         try:
@@ -116,8 +128,8 @@ class ConsulAnnouncer:
                 service, content = await self._client.agent_service(
                     self._announcement.id, hash=seen, wait=_ASK_EVERY if seen else None
                 )
-            except UnknownInstance:
-                return "the agent does not know it any more"
+            except UnknownInstance as exc:
+                raise UnknownInstance("the agent does not know it any more") from exc
             if (altered := self._altered(service)) and may_restore():
                 return f"somebody altered its {', '.join(altered)}"
             if self._client.token != self._token:
