@@ -128,6 +128,8 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("monitoring.rules", {"monitoring.rules": True}),
     ("monitoring.dashboard", {"monitoring.dashboard": True}),
     ("monitoring.labels", {"monitoring.rules": True, "monitoring.labels": {"release": "prometheus"}}),
+    ("serviceAccount.create", {"serviceAccount.create": False}),
+    ("serviceAccount.annotations", {"serviceAccount.annotations": {"a": "b"}}),
     ("podAnnotations", {"podAnnotations": {"a": "b"}}),
     ("podLabels", {"podLabels": {"a": "b"}}),
     ("affinity", {"affinity": {"podAntiAffinity": {}}}),
@@ -339,6 +341,21 @@ def test_a_token_is_made_up_once_and_kept() -> None:
     assert len(base64.b64decode(secret["data"]["token"])) == 40
     for pod in pods(documents):
         assert {"name": "push-token", "secret": {"secretName": "lictor-push"}} in pod["volumes"]
+
+
+def test_pods_have_an_account_without_rights_and_keep_apart() -> None:
+    documents = rendered(HA)
+    account = of_kind(documents, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    assert not [one for one in documents if "Role" in one["kind"]]
+    for part in ("web", "sync"):
+        pod = of_kind(documents, "Deployment", f"-{part}")["spec"]["template"]["spec"]
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        (rule,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        apart = rule["podAffinityTerm"]["labelSelector"]["matchLabels"]
+        assert apart["app.kubernetes.io/component"] == part
+    # The Job runs before there is an account.
+    assert "serviceAccountName" not in of_kind(documents, "Job")["spec"]["template"]["spec"]
 
 
 def test_load_decides_how_many_pods_serve() -> None:

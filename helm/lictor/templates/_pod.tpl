@@ -18,14 +18,35 @@ imagePullSecrets:
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.affinity }}
-affinity: {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Pods of one part, web or sync, that keep apart. */}}
+{{- define "lictor.apart" -}}
+{{- with .context.Values.affinity -}}
+affinity: {{- toYaml . | nindent 2 }}
+{{- else -}}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- include "lictor.selector" .context | nindent 14 }}
+              app.kubernetes.io/component: {{ .part }}
+{{- end }}
+{{- end }}
+
+{{- define "lictor.account" -}}
+{{- if .Values.serviceAccount.create -}}
+serviceAccountName: {{ include "lictor.fullname" . }}
 {{- end }}
 {{- end }}
 
