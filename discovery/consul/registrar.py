@@ -223,7 +223,11 @@ def definition(
     if address:
         body["Address"] = address
     for id, check in zip(check_ids(announcement), announcement.checks, strict=True):
-        entry = {"CheckID": id, "Name": check.name or f"{announcement.name} {check.kind}"}
+        entry = {
+            "CheckID": id,
+            "Name": check.name or f"{announcement.name} {check.kind}",
+            "Notes": check.notes(target),
+        }
         if isinstance(check, TTLCheck):
             entry["Status"] = said.value
         if announcement.deregister_after is not None:

@@ -30,6 +30,10 @@ class Target:
         return f"{self.scheme}://{join_host_port(self.host, self.port)}"
 
 
+def _told(duration: str | float) -> str:
+    return format_duration(parse_duration(duration))
+
+
 def join_host_port(host: str, port: int) -> str:
     """
     >>> join_host_port("::1", 80), join_host_port("db", 80)
@@ -70,6 +74,11 @@ class HTTPCheck:
         if not isinstance(self.method, str) or not self.method.isalpha():
             faults.append(f"method must be one of HTTP's (got {self.method!r})")
         return faults + _header_faults(self.headers) + _polling_faults(self)
+
+    def notes(self, target: Target) -> str:
+        """What Consul's pages tell an operator of it."""
+        asked = f"Consul asks {self.method} {self.url(target)} every {_told(self.interval)}."
+        return f"{asked} Critical: see the module's log, and ask the same from its node."
 
     def definition(self, target: Target) -> dict[str, Any]:
         """The part of Consul's check definition that is HTTP's."""
@@ -112,6 +121,11 @@ class TCPCheck:
             faults.append(f"host {fault}")
         return faults + _polling_faults(self)
 
+    def notes(self, target: Target) -> str:
+        """What Consul's pages tell an operator of it."""
+        asked = f"Consul connects to {join_host_port(*self.address(target))} every {_told(self.interval)}."
+        return f"{asked} Critical: see whether the module runs, and listens there."
+
     def definition(self, target: Target) -> dict[str, Any]:
         """The part of Consul's check definition that is TCP's."""
         return {"TCP": join_host_port(*self.address(target))} | _polling_definition(self)
@@ -135,6 +149,11 @@ class TTLCheck:
 
     def faults(self) -> list[str]:
         return [fault] if (fault := _duration_fault("ttl", self.ttl)) else []
+
+    def notes(self, target: Target) -> str:
+        """What Consul's pages tell an operator of it."""
+        said = f"The module says itself how it is, at least every {_told(self.ttl)}."
+        return f"{said} Critical as the TTL is over: see whether it runs, and reaches its Consul agent."
 
     def definition(self, target: Target) -> dict[str, Any]:
         """The part of Consul's check definition that is the TTL's."""

@@ -112,6 +112,10 @@ def test_what_consul_knows_of_a_module(
         }
         ids = {f"service:{registration.id}:{number}" for number in (1, 2, 3)}
         assert eventually(lambda: set(checks(client, name)) == ids)
+        told = {one["CheckID"].rpartition(":")[2]: one["Notes"] for one in checks(client, name).values()}
+        assert told["1"].startswith("Consul asks GET https://127.0.0.1:8001/health every 1m.")
+        assert told["2"].startswith("Consul connects to 127.0.0.1:8001 every 1m.")
+        assert told["3"].startswith("The module says itself how it is, at least every 1m.")
     assert not service(client, registration.id)
 
 
