@@ -142,7 +142,15 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     _ending = True
     # The program goes on serving meanwhile.
-    threading.Thread(target=_end_and_drain, args=(number,), name="deregister and drain", daemon=True).start()
+    waiting = threading.Thread(
+        target=_end_and_drain, args=(number,), name="deregister and drain", daemon=True
+    )
+    try:
+        waiting.start()
+    except RuntimeError:
+        # The interpreter ends, and starts no threads any more: there is nothing left to serve either.
+        _end_all()
+        _hand_on(number, frame)
 
 
 def _end_and_drain(number: int) -> None:
