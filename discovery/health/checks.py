@@ -153,7 +153,7 @@ class TTLCheck:
     def notes(self, target: Target) -> str:
         """What Consul's pages tell an operator of it."""
         said = f"The module says itself how it is, at least every {_told(self.ttl)}."
-        return f"{said} Critical as the TTL is over: see whether it runs, and reaches its Consul agent."
+        return f"{said} After a longer silence: see whether it runs, and reaches its Consul agent."
 
     def definition(self, target: Target) -> dict[str, Any]:
         """The part of Consul's check definition that is the TTL's."""
