@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from discovery.base import Change, ServiceInstance
 from manifest_cache.ingest.store import Store
 from manifest_cache.settings import CacheSettings
@@ -38,11 +40,15 @@ def fill_up(store: Store, number: int, index: int) -> tuple[int, int, str]:
 def test_what_was_stored_before_a_disk_was_full_stays(
     postgres: PostgresServer, small_disk: SmallDisk
 ) -> None:
-    with postgres.database_on(small_disk.folder / "tables") as url:
-        database = Database(url)
+    with (
+        postgres.database_on(small_disk.folder / "tables") as url,
+        closing(Database(url)) as database,
+    ):
         database.migrate()
         store, reader = Store(database, CacheSettings(database_url=url)), Reader(database)
         index = store.apply([many(0)]).index
+        # Connected while there is room: PostgreSQL may have to write before it takes a new connection.
+        assert reader.index() == database.index() == index
         small_disk.fill()
         number, index, reason = fill_up(store, 1, index)
         assert "No space left on device" in reason
@@ -51,4 +57,3 @@ def test_what_was_stored_before_a_disk_was_full_stays(
         small_disk.free()
         assert store.apply([many(number)]).index > index
         assert f"m{number}" in names(reader)
-        database.close()
